@@ -1,0 +1,60 @@
+"""See where a vision-language model looks when it says a word.
+
+The public names load on first use, so that ``import probe`` takes no time and needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Public name -> the module that defines it.
+_PUBLIC = {
+    "AttentionRecord": "probe.attention",
+    "LayerAttention": "probe.attention",
+    "PatchGrid": "probe.layout",
+    "ProbeError": "probe.errors",
+    "HeadScores": "probe.analysis.heads",
+    "Subject": "probe.models",
+    "check": "probe.capture.checks",
+    "load": "probe.files",
+    "load_model": "probe.models",
+    "read_image": "probe.images",
+    "record": "probe.capture.recorder",
+    "run": "probe.runs",
+    "save": "probe.files",
+    "score_heads": "probe.analysis.heads",
+}
+_SUBPACKAGES = ("analysis", "capture", "evaluation", "families", "lab", "plots")
+
+__all__ = ["__version__", *_PUBLIC, *_SUBPACKAGES]
+
+if TYPE_CHECKING:
+    from probe.analysis.heads import HeadScores as HeadScores
+    from probe.analysis.heads import score_heads as score_heads
+    from probe.attention import AttentionRecord as AttentionRecord
+    from probe.attention import LayerAttention as LayerAttention
+    from probe.capture.checks import check as check
+    from probe.capture.recorder import record as record
+    from probe.errors import ProbeError as ProbeError
+    from probe.files import load as load
+    from probe.files import save as save
+    from probe.images import read_image as read_image
+    from probe.layout import PatchGrid as PatchGrid
+    from probe.models import Subject as Subject
+    from probe.models import load_model as load_model
+    from probe.runs import run as run
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"probe.{name}")
+    raise AttributeError(f"module 'probe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,276 @@
+"""How well each head and layer localises, over many images: ``score_heads`` and the table that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from math import isnan, nan
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probe.analysis.metrics import find_metric
+from probe.analysis.scorer import Cell, Combine, ImageScorer, Reading, ScoreSettings, Structure
+from probe.analysis.stats import Interval, Intervals, PoissonBootstrap
+from probe.analysis.targets import Masks
+from probe.attention import AttentionRecord
+from probe.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["HeadScores", "score_heads"]
+
+#: Kind of cell -> the row that reports the best of them, chosen on the even images, on the odd ones.
+HELD_OUT: dict[str, str] = {"layer": "best_layer_held_out", "head": "best_head_held_out"}
+
+COLUMNS = ("metric", "kind", "name", "layer", "head", "value", "low", "high", "images", "phrases")
+
+
+def score_heads(
+    records: Iterable[AttentionRecord],
+    masks: Iterable[Masks],
+    *,
+    metric: str | Sequence[str] = "pointing",
+    reading: Reading = "minus mean",
+    combine: Combine = "mean",
+    replicates: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> HeadScores:
+    """Scores of every head, layer, reading and control, with intervals over images: one pass, in memory for one image.
+
+    >>> scores = score_heads(records, masks, metric=("pointing", "auroc"))
+    >>> scores.reading("minus_mean"), scores.top(10, split="held-out")
+
+    Parameters
+    ----------
+    records : one for each image, all from the same layers and heads; images and grids may differ. May be a generator.
+    masks : for each image, phrase -> (height, width) mask of the original image's size, or pairs of the two. A key is a phrase,
+        (phrase, occurrence) or (start, end) characters of ``record.text``. May be a generator; both are read in step.
+    metric : one name or several of ``probe.analysis.metrics.METRICS``.
+    reading : what the rows of single heads read: each head's map "minus mean" (Eq. 3) or its "attention" as recorded.
+    combine : how the maps of a phrase's tokens become one: "mean", "first" or "max".
+    replicates, confidence, seed : of the Poisson bootstrap over images, see ``probe.analysis.stats``.
+
+    Returns
+    -------
+    Rows ``mean_map`` (mean over layers and heads) and ``minus_mean`` (the same minus its mean over the answer) are always there;
+    so are the layers (mean over heads, minus mean) and the controls, which use the ``minus_mean`` map; ``shuffled`` has no first
+    image. Values are means over phrases; a phrase that a map cannot be scored on is left out of that row, and ``left_out``
+    counts it.
+
+    Raises
+    ------
+    InputError
+        If there is no image, the two differ in length, records cannot stand in one table, a phrase is unknown or a mask has
+        another size; the message names the image, counted from 0.
+
+    References
+    ----------
+    Eq. 3: Cao, Gui, Wang, Emergent Visual Grounding in Large Multimodal Models Without Grounding Supervision, arXiv 2410.08209.
+    """
+    names = (metric,) if isinstance(metric, str) else tuple(dict.fromkeys(metric))
+    if not names:
+        raise InputError("No metric asked for; give at least one, for example metric='pointing'.")
+    for name in names:
+        find_metric(name)
+    settings = ScoreSettings(names, reading, combine, replicates, confidence, seed)
+    scorer, structure, halves, phrases, images = ImageScorer(settings), None, [], 0, 0
+    for index, record, of_image in _in_step(records, masks):
+        try:
+            found = Structure.of(record)
+            if structure is None:
+                structure = found
+                cells = structure.cells(names)
+                halves = [PoissonBootstrap(len(cells), replicates=replicates, seed=seed) for _ in range(2)]
+            found.require_like(structure)
+            sums, counts, count = scorer.score(record, of_image)
+        except InputError as error:
+            raise InputError(f"Image {index}: {error}") from None
+        halves[index % 2].add(index, sums, counts)
+        phrases, images = phrases + count, index + 1
+    if structure is None:
+        raise InputError("There is no image to score: records and masks are empty.")
+    both = halves[0] + halves[1]
+    return HeadScores(
+        settings=settings,
+        images=images,
+        phrases=phrases,
+        layers=structure.layers,
+        heads=structure.heads,
+        left_out=scorer.left_out,
+        cells=cells,
+        everything=both.intervals(confidence=confidence),
+        halves=(halves[0].intervals(confidence=confidence), halves[1].intervals(confidence=confidence)),
+    )
+
+
+def _in_step(records: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[int, AttentionRecord, Masks]]:
+    """(index, record, masks) of each image, drawn one after the other from both."""
+    if isinstance(records, AttentionRecord) or isinstance(masks, Mapping):
+        raise InputError("records and masks are one entry for each image; for a single one give [record] and [masks].")
+    end: Any = object()
+    for index, (record, of_image) in enumerate(zip_longest(records, masks, fillvalue=end)):
+        if record is end or of_image is end:
+            short, long = ("records", "masks") if record is end else ("masks", "records")
+            raise InputError(
+                f"There are {index} {short} but more {long}: image {index} has none. Give one record and one mapping "
+                "phrase -> mask for each image."
+            )
+        if not isinstance(record, AttentionRecord):
+            raise InputError(f"Image {index}: expected an AttentionRecord, found {type(record).__name__}.")
+        yield index, record, of_image
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScores:
+    """Scores by layer and head with intervals, beside readings and controls: what ``score_heads`` gives.
+
+    Attributes
+    ----------
+    settings : what was asked for.
+    images, phrases : how many were given; each row tells how many it rests on.
+    layers, heads : module path of each layer, and the model's own numbers of its heads.
+    left_out : reason -> number of images or phrases that are missing from rows.
+    cells : what each position of the intervals belongs to.
+    everything : scores over all images.
+    halves : scores over the images of even and of odd index, for choosing on one half and reporting on the other.
+    """
+
+    settings: ScoreSettings
+    images: int
+    phrases: int
+    layers: tuple[str, ...]
+    heads: tuple[tuple[int, ...], ...]
+    left_out: dict[str, int]
+    cells: tuple[Cell, ...]
+    everything: Intervals
+    halves: tuple[Intervals, Intervals]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics asked for; the first is what methods use unless told."""
+        return self.settings.metrics
+
+    def grid(self, metric: str | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Value, low and high of every head, each (layer, head), NaN where a layer has fewer heads.
+
+        Columns are positions in ``heads``.
+        """
+        places = self._places(self._metric(metric), "head")
+        shape = (len(self.layers), max(map(len, self.heads)))
+        filled = np.arange(shape[1]) < np.array([len(one) for one in self.heads])[:, None]
+        grids = []
+        for source in (self.everything.value, self.everything.low, self.everything.high):
+            one = np.full(shape, nan)
+            one[filled] = source[places]
+            grids.append(one)
+        return grids[0], grids[1], grids[2]
+
+    def reading(self, name: str, metric: str | None = None) -> Interval:
+        """The interval of a reading, control or held-out row: "minus_mean", "chance", "best_head_held_out", ...
+
+        Raises
+        ------
+        InputError
+            If there is no such row.
+        """
+        metric = self._metric(metric)
+        rows = {cell.name: interval for cell, interval in self._summary if cell.metric == metric}
+        if name not in rows:
+            raise InputError(f"No row {name!r} for {metric!r}; there are {', '.join(rows)}.{did_you_mean(name, rows)}")
+        return rows[name]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each reading, held-out choice, control, layer and head under each metric.
+
+        Columns: metric, kind ("reading", "held-out", "control", "layer" or "head"), name, layer, head, value, low, high, images,
+        phrases. ``layer`` is a position in ``layers``, ``head`` the model's own number; both are missing where they mean nothing,
+        except that held-out rows tell which was chosen.
+        """
+        several = [(cell, self.everything[i]) for i, cell in enumerate(self.cells) if cell.kind in ("layer", "head")]
+        return _frame([*self._summary, *several])
+
+    def top(self, n: int = 10, *, metric: str | None = None, split: Literal["all", "held-out"] = "all") -> pd.DataFrame:
+        """The best n heads, best first, in the columns of ``to_frame``; of equal ones the earlier layer and head comes first.
+
+        Parameters
+        ----------
+        split : "all" ranks and reports on all images, which flatters the best; "held-out" ranks on the images of even index (column
+            ``chosen_by``) and reports the others.
+
+        Raises
+        ------
+        InputError
+            If ``split`` or the metric is unknown.
+        """
+        if split not in ("all", "held-out"):
+            raise InputError(f"split must be 'all' or 'held-out', found {split!r}.")
+        metric = self._metric(metric)
+        ranked_on, shown = (self.everything, self.everything) if split == "all" else self.halves
+        best = self._ranking(metric, "head", ranked_on)[: max(n, 0)]
+        frame = _frame([(self.cells[i], shown[i]) for i in best])
+        if split == "held-out":
+            frame.insert(COLUMNS.index("value"), "chosen_by", ranked_on.value[best])
+        return frame
+
+    def _metric(self, metric: str | None) -> str:
+        known = dict.fromkeys(cell.metric for cell in self.cells)
+        if metric is not None and metric not in known:
+            raise InputError(f"No scores for {metric!r}; there are {', '.join(known)}.{did_you_mean(metric, known)}")
+        return metric or self.metrics[0]
+
+    def _places(self, metric: str, kind: str) -> list[int]:
+        return [i for i, cell in enumerate(self.cells) if cell.metric == metric and cell.kind == kind]
+
+    def _ranking(self, metric: str, kind: str, on: Intervals) -> list[int]:
+        """Positions of the cells of a kind, best first, those without a value left out."""
+        sign = -1 if find_metric(metric).higher_is_better else 1
+        known = [i for i in self._places(metric, kind) if not isnan(on.value[i])]
+        return sorted(known, key=lambda i: sign * on.value[i])
+
+    @cached_property
+    def _summary(self) -> list[tuple[Cell, Interval]]:
+        """Readings, held-out choices and controls, by metric."""
+        rows: list[tuple[Cell, Interval]] = []
+        for metric in dict.fromkeys(cell.metric for cell in self.cells):
+            for kind in ("reading", "held-out", "control"):
+                rows += [(self.cells[i], self.everything[i]) for i in self._places(metric, kind)]
+                if kind == "held-out" and metric in self.metrics:
+                    rows += [self._held_out(metric, of) for of in HELD_OUT]
+        return rows
+
+    def _held_out(self, metric: str, kind: str) -> tuple[Cell, Interval]:
+        """The best layer or head of the even images, and what it scores on the odd ones."""
+        best = self._ranking(metric, kind, self.halves[0])
+        if not best:
+            return Cell(metric, "held-out", HELD_OUT[kind]), Interval(nan, nan, nan, 0, 0)
+        chosen = self.cells[best[0]]
+        return Cell(metric, "held-out", HELD_OUT[kind], chosen.layer, chosen.head), self.halves[1][best[0]]
+
+    def __repr__(self) -> str:
+        counts = sorted({len(one) for one in self.heads})
+        heads = f"{len(self.layers)} layers x {' or '.join(map(str, counts))} heads"
+        lines = [
+            f"HeadScores({self.images} images, {self.phrases} phrases, {heads}, heads read as {self.settings.reading!r})"
+        ]
+        for cell, interval in self._summary:
+            where = [
+                f"{key} {value}" for key, value in (("layer", cell.layer), ("head", cell.head)) if value is not None
+            ]
+            place = f" ({', '.join(where)})" if where else ""
+            lines.append(f"  {cell.metric:18}{cell.name:21}{interval}{place}")
+        lines += [f"  left out: {count} - {reason}" for reason, count in self.left_out.items()]
+        return "\n".join(lines)
+
+
+def _frame(rows: Sequence[tuple[Cell, Interval]]) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = {key: [getattr(cell if hasattr(cell, key) else one, key) for cell, one in rows] for key in COLUMNS}
+    # Int64 is the integer that may be missing: a reading has no layer, and 3.0 is not a layer's number.
+    return pd.DataFrame(columns).astype({"layer": "Int64", "head": "Int64"})

@@ -1,0 +1,376 @@
+"""The one object that flows through everything: attention from text tokens to image patches, per layer and head."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.errors import InputError, did_you_mean
+from probe.layout import REST_PLACES, Indices, PatchGrid, resolve_indices
+from probe.provenance import Certificate, Source
+from probe.text import find_phrase, nearby_phrases, shorten
+
+__all__ = ["AttentionRecord", "LayerAttention"]
+
+Quantity = Literal["attention", "contribution", "relevance"]
+QueryKind = Literal["generated token", "prompt token", "class token", "text token", "caption token", "patch"]
+Dimension = Literal["layer", "timestep", "head", "token"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """One attention module, seen through one view of the image.
+
+    Attributes
+    ----------
+    name : the module's path in the model.
+    view : "image 0", "thumbnail", "tile 2", ...
+    grid : which rectangle of the image each (row, col) covers.
+    values : (timestep, head, token, row, col) float32 (float64 for a float64 model).
+    token_mean : (timestep, head, row, col), mean over *all* tokens of the answer, whatever was selected since.
+    rest : (timestep, head, token, place), mass elsewhere; places are ``probe.layout.REST_PLACES``.
+    heads : the model's own number of each head in ``values``; -1 for a mean over heads.
+    """
+
+    name: str
+    view: str
+    grid: PatchGrid
+    values: Tensor
+    token_mean: Tensor
+    rest: Tensor
+    heads: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.heads and self.values.ndim == 5:
+            object.__setattr__(self, "heads", tuple(range(self.values.shape[1])))
+        steps, heads, tokens = self.values.shape[:3] if self.values.ndim == 5 else (-1, -1, -1)
+        expected = {
+            "values": (steps, heads, tokens, *self.grid.shape),
+            "token_mean": (steps, heads, *self.grid.shape),
+            "rest": (steps, heads, tokens, len(REST_PLACES)),
+        }
+        for name, shape in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape or len(self.heads) != heads:
+                raise InputError(
+                    f"Layer {self.name!r}: {name} has shape {found} with {len(self.heads)} head numbers; expected {shape} "
+                    "as (timestep, head, token, row, col), without token for token_mean and with place for rest."
+                )
+
+    def _map(self, change: Callable[[Tensor], Tensor], *, heads: tuple[int, ...] | None = None) -> LayerAttention:
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in ("values", "token_mean", "rest")}
+        return replace(self, **changed, heads=self.heads if heads is None else heads)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionRecord:
+    """Attention from text tokens to image patches, per layer and head, for one image.
+
+    Dimensions are always ``layer timestep head token row col``, in this order. Layers are kept apart because their grids and head
+    counts may differ; ``stack()`` makes one tensor where they do not.
+
+    Attributes
+    ----------
+    layers : one ``LayerAttention`` for each recorded attention module and view.
+    quantity : what ``values`` are.
+    query_kind : what asked: a generated token, a token of the prompt, ...
+    tokens, token_ids, spans : text, id and (start, end) characters in ``text`` of each token; special tokens have an empty span.
+    text : the answer (or prompt) that the tokens spell.
+    image_size : (height, width) of the original image in pixels.
+    softmax_over : over what a row sums to 1 (with ``rest``); raw values are comparable only where it is the same.
+    query_row : "predicting": the row at position t - 1 that predicts token t; "own": the row at the token's own position.
+    certificate : how the record proves that it is true.
+    source : model, kernel, dtype, prompt and versions.
+    history : the reductions made since recording, in order.
+    """
+
+    layers: tuple[LayerAttention, ...]
+    quantity: Quantity
+    query_kind: QueryKind
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    text: str
+    image_size: tuple[int, int]
+    softmax_over: Literal["sequence", "tokens", "patches"] | None
+    query_row: Literal["predicting", "own"] | None
+    certificate: Certificate
+    source: Source
+    history: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise InputError("A record needs at least one layer.")
+        counts = {len(self.tokens), len(self.token_ids), len(self.spans), *(one.values.shape[2] for one in self.layers)}
+        if len(counts) != 1:
+            raise InputError(
+                f"A record's tokens do not match: {len(self.tokens)} tokens, {len(self.token_ids)} ids, {len(self.spans)} spans, "
+                f"and {[one.values.shape[2] for one in self.layers]} tokens in the layers' values."
+            )
+
+    def select(
+        self,
+        *,
+        layers: Indices = None,
+        heads: Indices = None,
+        tokens: Indices = None,
+        timesteps: Indices = None,
+        view: str | None = None,
+    ) -> AttentionRecord:
+        """The part of the record with these layers, heads, tokens, timesteps and view, each by position in this record.
+
+        ``token_mean`` keeps the mean over the whole answer, so that a selected phrase can still have it subtracted.
+
+        Raises
+        ------
+        InputError
+            If something asked for does not exist.
+        """
+        seen = self.layers
+        if view is not None:
+            seen = tuple(one for one in seen if one.view == view)
+            if not seen:
+                known = sorted({one.view for one in self.layers})
+                raise InputError(f"No view {view!r} in this record, which has {known}.{did_you_mean(view, known)}")
+        seen = tuple(seen[i] for i in resolve_indices(layers, len(seen), what="layer"))
+        kept_tokens = resolve_indices(tokens, len(self.tokens), what="token")
+
+        def part(one: LayerAttention) -> LayerAttention:
+            kept = resolve_indices(heads, len(one.heads), what="head")
+            steps = resolve_indices(timesteps, one.values.shape[0], what="timestep")
+            return replace(
+                one,
+                values=one.values[list(steps)][:, list(kept)][:, :, list(kept_tokens)],
+                token_mean=one.token_mean[list(steps)][:, list(kept)],
+                rest=one.rest[list(steps)][:, list(kept)][:, :, list(kept_tokens)],
+                heads=tuple(one.heads[i] for i in kept),
+            )
+
+        return replace(
+            self,
+            layers=tuple(part(one) for one in seen),
+            tokens=tuple(self.tokens[i] for i in kept_tokens),
+            token_ids=tuple(self.token_ids[i] for i in kept_tokens),
+            spans=tuple(self.spans[i] for i in kept_tokens),
+        )
+
+    def tokens_of(self, start: int, end: int) -> tuple[int, ...]:
+        """Positions of the tokens that overlap characters [start, end) of ``text``.
+
+        Raises
+        ------
+        InputError
+            If no token of this record overlaps them.
+        """
+        # A special token's empty span overlaps nothing, also in the middle of a phrase.
+        found = tuple(i for i, (low, high) in enumerate(self.spans) if max(low, start) < min(high, end))
+        if not found:
+            raise InputError(
+                f"Characters {start} to {end} ({self.text[start:end]!r}) are not covered by any of the {len(self.tokens)} "
+                "recorded tokens; record or select the tokens that spell them."
+            )
+        return found
+
+    def __getitem__(self, phrase: str | tuple[str, int]) -> AttentionRecord:
+        """The tokens of a phrase of whole words: ``record["red circle"]``, or ``record["circle", 1]`` for its second occurrence.
+
+        Raises
+        ------
+        InputError
+            If the phrase is not in the text, or is there several times and no occurrence is named.
+        """
+        wanted, occurrence = phrase if isinstance(phrase, tuple) and len(phrase) == 2 else (phrase, None)
+        if not isinstance(wanted, str):
+            raise InputError(
+                f"record[{phrase!r}] is not a phrase; give words of the text, or tokens by number with select(tokens=...)."
+            )
+        found = find_phrase(self.text, wanted)
+        if not found:
+            raise InputError(
+                f"The phrase {wanted!r} is not in the text {shorten(self.text)!r}."
+                + did_you_mean(wanted, nearby_phrases(self.text, wanted))
+            )
+        if occurrence is None and len(found) > 1:
+            raise InputError(
+                f"The phrase {wanted!r} is {len(found)} times in {shorten(self.text)!r}, at characters {found}; choose one with "
+                f"record[{wanted!r}, 0] to record[{wanted!r}, {len(found) - 1}]."
+            )
+        [index] = resolve_indices(occurrence or 0, len(found), what=f"occurrence of {wanted!r}")
+        return self.select(tokens=self.tokens_of(*found[index]))
+
+    def minus_mean(self) -> AttentionRecord:
+        """The record with each head's mean map over the whole answer subtracted: Eq. 3 of Cao et al., arXiv 2410.08209.
+
+        It removes what every token attends to: sinks and background. Values become signed; doing it twice changes nothing.
+        """
+        if "minus mean" in self.history:
+            return self
+        if len(self.tokens) == 1 and all(_negligible(one.values[:, :, 0], one.token_mean) for one in self.layers):
+            raise InputError(
+                f"The only token here ({self.tokens[0]!r}) is the whole answer, and a map minus its own mean is zero everywhere; "
+                "record a longer answer, or use the map without the subtraction."
+            )
+        layers = tuple(
+            replace(one, values=one.values - one.token_mean[:, :, None], token_mean=torch.zeros_like(one.token_mean))
+            for one in self.layers
+        )
+        return replace(self, layers=layers, history=(*self.history, "minus mean"))
+
+    def mean(self, *dims: Dimension) -> AttentionRecord:
+        """The record averaged over "layer", "timestep", "head" and/or "token", each kept with size 1.
+
+        Raises
+        ------
+        InputError
+            If a dimension is unknown, or "layer" is asked for and the layers differ in grid or head count.
+        """
+        unknown = [one for one in dims if one not in ("layer", "timestep", "head", "token")]
+        if unknown or not dims:
+            raise InputError(f"mean() takes 'layer', 'timestep', 'head' and 'token', found {unknown or 'nothing'}.")
+        result = self
+        if "timestep" in dims:
+            layers = tuple(one._map(lambda t: t.mean(0, keepdim=True)) for one in result.layers)
+            result = replace(result, layers=layers)
+        if "head" in dims:
+            layers = tuple(one._map(lambda t: t.mean(1, keepdim=True), heads=(-1,)) for one in result.layers)
+            result = replace(result, layers=layers)
+        if "layer" in dims:
+            result = result._mean_layer()
+        if "token" in dims:
+            result = result._mean_token()
+        return replace(result, history=(*self.history, f"mean over {', '.join(dims)}"))
+
+    def _mean_layer(self) -> AttentionRecord:
+        self._require_alike("mean over layers")
+        first = self.layers[0]
+        name = first.name if len(self.layers) == 1 else f"mean of {len(self.layers)} layers"
+        parts: dict[str, Any] = {
+            key: torch.stack([getattr(one, key) for one in self.layers]).mean(0)
+            for key in ("values", "token_mean", "rest")
+        }
+        # Where the layers hold different heads, the mean is of none that has a number.
+        heads = first.heads if all(one.heads == first.heads for one in self.layers) else (-1,) * len(first.heads)
+        return replace(self, layers=(replace(first, name=name, heads=heads, **parts),))
+
+    def _mean_token(self) -> AttentionRecord:
+        layers = tuple(
+            replace(one, values=one.values.mean(2, keepdim=True), rest=one.rest.mean(2, keepdim=True))
+            for one in self.layers
+        )
+        drawn = [span for span in self.spans if span[1] > span[0]] or [(len(self.text), len(self.text))]
+        span = (min(low for low, _ in drawn), max(high for _, high in drawn))
+        return replace(self, layers=layers, tokens=(self.text[slice(*span)],), token_ids=(-1,), spans=(span,))
+
+    def _require_alike(self, what: str) -> None:
+        shapes = {one.name: (one.view, tuple(one.values.shape[:2]), one.grid.shape) for one in self.layers}
+        common = next(iter(shapes.values()))
+        edges = {(one.grid.row_edges, one.grid.col_edges) for one in self.layers}
+        odd = next((name for name, shape in shapes.items() if shape != common), self.layers[-1].name)
+        if len(set(shapes.values())) > 1 or len(edges) > 1:
+            raise InputError(
+                f"{what} needs layers alike in view, (timesteps, heads) and grid: {self.layers[0].name!r} has {common} but "
+                f"{odd!r} has {shapes[odd]}; select layers or a view, or give stack(grid=(rows, cols))."
+            )
+
+    def stack(self, *, grid: tuple[int, int] | None = None) -> Tensor:
+        """(layer, timestep, head, token, row, col): all layers in one tensor.
+
+        Parameters
+        ----------
+        grid : (rows, cols) of an even division of the image to which every layer is area-averaged; needed where grids differ.
+            Cells that no patch covers are NaN.
+
+        Raises
+        ------
+        InputError
+            If the layers differ (it names which) and no ``grid`` would make them alike.
+        """
+        if grid is None:
+            self._require_alike("stack()")
+            return torch.stack([one.values for one in self.layers])
+        shapes = {one.values.shape[:3] for one in self.layers}
+        if len(shapes) > 1:
+            raise InputError(
+                f"stack(grid=...) needs equal timesteps and heads in every layer, found {sorted(shapes)}; select first."
+            )
+        moved = []
+        for one in self.layers:
+            rows, cols = (torch.as_tensor(m, dtype=one.values.dtype) for m in one.grid.resampling_to(grid))
+            moved.append(rows @ one.values @ cols.T)
+        return torch.stack(moved)
+
+    def heatmap(
+        self, size: tuple[int, int] | None = None, *, reading: Literal["minus mean", "attention"] = "minus mean"
+    ) -> np.ndarray:
+        """(height, width) float32 map in the original image's pixels: mean over layers, heads, timesteps and tokens.
+
+        Parameters
+        ----------
+        size : (height, width) of the result; the image's own by default.
+        reading : "minus mean" subtracts the mean over the whole answer first (Eq. 3); "attention" does not.
+
+        Notes
+        -----
+        Upsampled bicubically with half-pixel centres, as in the reference; pixels that no patch covers are NaN. For looking, not
+        for scoring: metrics are computed on patches.
+        """
+        if reading not in ("minus mean", "attention"):
+            raise InputError(f"reading must be 'minus mean' or 'attention', found {reading!r}.")
+        record = self.minus_mean() if reading == "minus mean" else self
+        if "minus mean" in record.history and all(
+            _negligible(one.values.mean(2), torch.zeros_like(one.token_mean), level=one.values) for one in record.layers
+        ):
+            raise InputError(
+                f"These {len(self.tokens)} tokens are the whole answer, whose mean minus itself is zero everywhere (what is left "
+                'is rounding); choose a phrase or some tokens, or use reading="attention".'
+            )
+        single = record.mean("layer", "timestep", "head", "token").layers[0]
+        return single.grid.upsample(single.values[0, 0, 0], size=size)
+
+    def to(self, *args: Any, **kwargs: Any) -> AttentionRecord:
+        """The record with its tensors moved, as ``torch.Tensor.to`` would move them."""
+        return replace(self, layers=tuple(one._map(lambda t: t.to(*args, **kwargs)) for one in self.layers))
+
+    def _summary(self) -> dict[str, str]:
+        def several(found: set[Any]) -> str:
+            return " or ".join(sorted(str(one) for one in found))
+
+        size = sum(t.numel() * t.element_size() for one in self.layers for t in (one.values, one.token_mean, one.rest))
+        row = f", {self.query_row} rows" if self.query_row else ""
+        checked = "passed" if self.certificate.passed else "off" if self.certificate.verify == "off" else "FAILED"
+        return {
+            "layers": str(len(self.layers)),
+            "timesteps": several({one.values.shape[0] for one in self.layers}),
+            "heads": several({one.values.shape[1] for one in self.layers}),
+            "tokens": str(len(self.tokens)),
+            "grid": several({f"{one.grid.shape[0]} x {one.grid.shape[1]}" for one in self.layers}),
+            "image": f"{self.image_size[0]} x {self.image_size[1]} (height x width)",
+            "quantity": f"{self.quantity} of each {self.query_kind}{row}" + "".join(f", {one}" for one in self.history),
+            "certificate": f"{checked}, largest error {self.certificate.max_error:.1e} in {self.certificate.rows} rows",
+            "memory": f"{size / 1e6:.1f} MB",
+            "text": shorten(self.text, 70),
+        }
+
+    def __repr__(self) -> str:
+        parts = self._summary()
+        head = ", ".join(f"{parts[name]} {name}" for name in ("layers", "timesteps", "heads", "tokens"))
+        tail = "".join(f"\n  {name}: {value}" for name, value in list(parts.items())[4:])
+        return f"AttentionRecord({head}){tail}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._summary().items()
+        )
+        return f"<table><caption>AttentionRecord</caption>{rows}</table>"
+
+
+def _negligible(found: Tensor, expected: Tensor, *, level: Tensor | None = None) -> bool:
+    """True if two maps differ by no more than rounding, also the rounding of a record saved as compact."""
+    size = (expected if level is None else level).abs().max()
+    return bool((found - expected).abs().max() <= 2e-4 * size)

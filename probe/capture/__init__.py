@@ -1,0 +1,1 @@
+"""Recording attention as it happens, in the model's own kernels."""

@@ -1,0 +1,103 @@
+"""One pass of a subject over one picture: generating an answer, or reading a given one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from probe.attention import AttentionRecord
+from probe.capture.recorder import Recorder, record
+from probe.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from probe.models import Subject
+
+__all__ = ["generate_and_record", "generate_ids", "inputs_for", "inputs_with_answer", "read_and_record"]
+
+
+def generate_and_record(
+    subject: Subject, picture: Image, prompt: str, *, max_new_tokens: int, **options: Any
+) -> AttentionRecord:
+    """The record of a greedy answer to this prompt; ``options`` are those of ``record``."""
+    inputs, _ = inputs_for(subject, picture, prompt)
+    with torch.inference_mode(), record(subject, **options) as recorder:
+        subject.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return recorder.result(image=picture)
+
+
+def read_and_record(
+    subject: Subject, picture: Image, prompt: str, *, answer: str | Sequence[int], **options: Any
+) -> AttentionRecord:
+    """The record of a given answer to this prompt, read in one pass; ``options`` are those of ``record``."""
+    inputs, start = inputs_with_answer(subject, picture, prompt, answer)
+    with torch.inference_mode(), Recorder(subject.model, subject.processor, **options, answer_start=start) as recorder:
+        subject.model(**inputs, use_cache=False)
+    return recorder.result(image=picture)
+
+
+def inputs_with_answer(
+    subject: Subject, picture: Image, prompt: str, answer: str | Sequence[int]
+) -> tuple[dict[str, Any], int]:
+    """What the model is fed for a whole conversation, and the position of the answer's first token.
+
+    Raises
+    ------
+    InputError
+        If the answer is empty.
+    """
+    inputs, text = inputs_for(subject, picture, prompt)
+    ids = _answer_ids(subject, text, answer) if isinstance(answer, str) else [int(one) for one in answer]
+    if not ids:
+        raise InputError(
+            "The answer to be read is empty; give a text, or leave answer out to let the model generate one."
+        )
+    given = inputs["input_ids"]
+    tail = torch.tensor([ids], dtype=given.dtype, device=given.device)
+    inputs["input_ids"] = torch.cat([given, tail], dim=1)
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        inputs["attention_mask"] = torch.cat([mask, torch.ones_like(tail, dtype=mask.dtype)], dim=1)
+    return inputs, given.shape[1]
+
+
+def generate_ids(subject: Subject, picture: Image, prompt: str, *, max_new_tokens: int) -> list[int]:
+    """The token ids of the greedy answer, the end token included if it came."""
+    inputs, _ = inputs_for(subject, picture, prompt)
+    with torch.inference_mode():
+        output = subject.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return [int(one) for one in output[0, inputs["input_ids"].shape[1] :]]
+
+
+def inputs_for(subject: Subject, picture: Image, prompt: str) -> tuple[dict[str, Any], str]:
+    """What the model is fed for this picture and prompt, on its device and in its number type; and the text before the answer."""
+    processor = subject.processor
+    if getattr(processor, "chat_template", None):
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+        text = processor.apply_chat_template([message], add_generation_prompt=True)
+    else:
+        text = f"{processor.image_token}\n{prompt}\n"
+    inputs = processor(images=picture, text=text, return_tensors="pt").to(subject.model.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(subject.model.dtype)
+    return dict(inputs), text
+
+
+def _answer_ids(subject: Subject, text: str, answer: str) -> list[int]:
+    """Token ids of an answer as the model would have written it after this prompt, with the end token."""
+    tokenizer = subject.processor.tokenizer
+    if not answer.strip():
+        return []
+    # After "ASSISTANT:" a model goes on with a blank and a word; after a line break with the word itself.
+    gap = "" if not text or text[-1].isspace() else " "
+    before = tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(text + gap + answer.strip(), add_special_tokens=False)["input_ids"]
+    if whole[: len(before)] == before:
+        ids = whole[len(before) :]
+    else:
+        # The tokenizer would merge across the border; the prompt's tokens are already fixed.
+        ids = tokenizer(gap + answer.strip(), add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    return list(ids) if end is None else [*ids, end]

@@ -1,0 +1,123 @@
+"""The ways to see the q, k, v and mask that an attention kernel is really given, without touching the model."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from probe.errors import CaptureError
+
+__all__ = ["AttentionCall", "watch_registry"]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One call of an attention kernel: what went in and what came out.
+
+    Attributes
+    ----------
+    kernel : the name under which the model chose it: "sdpa", "eager", "flash_attention_2", ...
+    query : (batch, head, query, channel), after rotary embedding.
+    key, value : (batch, key head, key, channel), the cache included.
+    mask : (batch or 1, head or 1, query or 1, key) bool, True where attention is allowed, or float to be added; or the
+        (batch, key) padding mask of flash attention; or ``None``.
+    output : (batch, query, head, channel), the kernel's own.
+    options : everything else it was given: scaling, softcap, sliding_window, dropout, is_causal, ...
+    """
+
+    kernel: str
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    output: Tensor
+    options: dict[str, Any]
+
+
+Watcher = Callable[[nn.Module, AttentionCall], None]
+
+# One table for the whole process: contexts may be nested, overlap, or live in several threads.
+_lock = threading.RLock()
+_watchers: dict[nn.Module, tuple[Watcher, ...]] = {}
+_original: Any = None
+
+
+@contextmanager
+def watch_registry(modules: Iterable[nn.Module], watcher: Watcher) -> Iterator[None]:
+    """Calls ``watcher(module, call)`` after each attention call that one of these transformers modules makes.
+
+    transformers looks its attention function up at every call. For the length of the context this look-up hands out the same
+    function behind a thin pass-through; no registry entry, configuration, name or mask changes, so models that branch on the
+    name of their attention, and attention functions that a user registered, behave as before. "eager" passes the same way.
+    """
+    watched = list(modules)
+    try:
+        with _lock:
+            for module in watched:
+                _watchers[module] = (*_watchers.get(module, ()), watcher)
+            _install()
+        yield
+    finally:
+        with _lock:
+            for module in watched:
+                # An interrupt may have come before all of them were entered.
+                left = tuple(one for one in _watchers.pop(module, ()) if one is not watcher)
+                if left:
+                    _watchers[module] = left
+            _uninstall_if_idle()
+
+
+def _install() -> None:
+    global _original
+    from transformers.modeling_utils import AttentionInterface
+
+    if _original is None:
+        _original = AttentionInterface.get_interface
+        AttentionInterface.get_interface = _get_interface
+
+
+def _uninstall_if_idle() -> None:
+    global _original
+    from transformers.modeling_utils import AttentionInterface
+
+    # Somebody may have wrapped the look-up after us; theirs then still needs ours beneath it, which passes through.
+    if not _watchers and _original is not None and AttentionInterface.get_interface is _get_interface:
+        AttentionInterface.get_interface = _original
+        _original = None
+
+
+def _get_interface(interface: Any, attn_implementation: str, default: Any) -> Any:
+    kernel = _original(interface, attn_implementation, default)
+    return functools.partial(_pass_through, kernel, attn_implementation or "eager")
+
+
+def _pass_through(kernel: Any, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    result = kernel(module, *args, **kwargs)
+    for watcher in _watchers.get(module, ()):
+        watcher(module, _call(name, module, args, kwargs, result))
+    return result
+
+
+def _call(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> AttentionCall:
+    given = dict(zip(("query", "key", "value", "attention_mask"), args, strict=False)) | kwargs
+    tensors = [given.get(part) for part in ("query", "key", "value")]
+    output = result[0] if isinstance(result, tuple) else result
+    shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in (*tensors, output)]
+    if len(args) > 4 or any(isinstance(shape, str) or len(shape) != 4 for shape in shapes):
+        raise CaptureError(
+            f"The attention function {name!r} of {type(module).__name__} was called with a signature that is not known: expected "
+            f"query, key, value and an output of four dimensions each, found {shapes}; this version of transformers is not "
+            "supported for it."
+        )
+    options = {key: value for key, value in given.items() if key not in ("query", "key", "value", "attention_mask")}
+    query, key, value = tensors
+    assert isinstance(query, Tensor)  # for the type checker: the shapes above say so
+    assert isinstance(key, Tensor)
+    assert isinstance(value, Tensor)
+    return AttentionCall(name, query, key, value, given.get("attention_mask"), output, options)

@@ -1,0 +1,127 @@
+"""Attention weights of a few query rows, computed again from what the kernel was given, and held against what it gave."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from probe.capture.taps import AttentionCall
+from probe.errors import CaptureError
+
+__all__ = ["TOLERANCES", "attention_rows", "reproduction_error", "tolerance_of"]
+
+#: Largest difference between recomputed and kernel output, relative to that output, by the kernel's number type.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+# Kernels that honour a limit on the logits (Gemma-2); the others never see one, or refuse it themselves.
+_SOFTCAP_KERNELS = ("eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+
+
+def tolerance_of(dtype: torch.dtype | None, kernel: str) -> float:
+    """The largest ``reproduction_error`` that is rounding, for a kernel on queries of this number type."""
+    if dtype == torch.float64 and kernel == "eager":
+        dtype = torch.float32  # eager attention takes its softmax in float32 whatever the model's number type
+    return TOLERANCES.get(dtype or torch.float32, 0.0)
+
+
+@torch.no_grad()
+def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, heads: Tensor) -> Tensor:
+    """(head, row, key) attention weights of these query rows and heads, in float32 (float64 if the queries are).
+
+    Parameters
+    ----------
+    rows : positions along the call's query dimension.
+    heads : query heads.
+
+    Raises
+    ------
+    CaptureError
+        If the call has something that is not understood: dropout, an unknown kind of mask, quantised tensors.
+    """
+    _require_understood(module, call)
+    compute = torch.float64 if call.query.dtype == torch.float64 else torch.float32
+    scaling = call.options.get("scaling")
+    scaling = call.query.shape[-1] ** -0.5 if scaling is None else scaling
+    query = call.query[0, heads][:, rows].to(compute)
+    key = call.key[0, _key_heads(call, heads)].to(compute)
+    logits = torch.einsum("hrc,hkc->hrk", query, key) * scaling
+    cap = call.options.get("softcap")
+    if cap is not None and call.kernel.split("|")[-1] in _SOFTCAP_KERNELS:
+        logits = torch.tanh(logits / cap) * cap
+    logits = _masked(module, call, logits, rows=rows, heads=heads)
+    return torch.softmax(logits, dim=-1)
+
+
+@torch.no_grad()
+def reproduction_error(call: AttentionCall, weights: Tensor, *, rows: Tensor, heads: Tensor) -> float:
+    """Largest |weights times v - kernel output| of any head, relative to that head's largest |output| in these rows.
+
+    ``weights`` are (head, row, key) as ``attention_rows`` gives them for the same rows and heads.
+    """
+    value = call.value[0, _key_heads(call, heads)].to(weights.dtype)
+    rebuilt = torch.einsum("hrk,hkc->hrc", weights, value)
+    output = rearrange(call.output[0], "row head channel -> head row channel")[heads][:, rows].to(weights.dtype)
+    size = output.abs().amax(dim=(1, 2))
+    off = (rebuilt - output).abs().amax(dim=(1, 2))
+    # A head whose output is exactly zero is right only if the rebuilt one is zero too.
+    # Asked so that a NaN, which compares false with everything, is never right.
+    relative = torch.where(size > 0, off / size, torch.where(off == 0, 0.0, torch.inf))
+    return float(torch.nan_to_num(relative, nan=torch.inf).max())
+
+
+def _key_heads(call: AttentionCall, heads: Tensor) -> Tensor:
+    """The key head that each query head reads: consecutive query heads share one (grouped queries)."""
+    query_heads, key_heads = call.query.shape[1], call.key.shape[1]
+    if query_heads % key_heads:
+        raise CaptureError(f"{query_heads} query heads cannot share {key_heads} key heads evenly.")
+    return heads // (query_heads // key_heads)
+
+
+def _require_understood(module: nn.Module, call: AttentionCall) -> None:
+    if call.query.shape[0] != 1:
+        raise CaptureError(
+            f"A batch of {call.query.shape[0]} sequences was given; one sequence at a time can be recorded. Batches come later."
+        )
+    dropout = call.options.get("dropout") or 0.0
+    if dropout > 0:
+        raise CaptureError(
+            f"Attention dropout of {dropout} is on (the model is in training mode), so the weights that were used are random; "
+            "call model.eval() first."
+        )
+    if not (call.query.dtype.is_floating_point and call.key.dtype.is_floating_point):
+        raise CaptureError(
+            f"Attention on {call.query.dtype} queries and {call.key.dtype} keys (quantised) cannot be recorded."
+        )
+    for name in ("position_bias", "s_aux", "cache"):
+        if call.options.get(name) is not None:
+            raise CaptureError(f"{type(module).__name__} gives its attention {name!r}, which is not understood yet.")
+
+
+def _masked(module: nn.Module, call: AttentionCall, logits: Tensor, *, rows: Tensor, heads: Tensor) -> Tensor:
+    """(head, row, key) logits with everything that the kernel does not attend to at minus infinity or below."""
+    mask, keys, queries = call.mask, call.key.shape[2], call.query.shape[2]
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        part = mask[0, :, :, :keys]
+        part = part.expand(call.query.shape[1], -1, -1)[heads]
+        part = part.expand(-1, queries, -1)[:, rows]
+        return logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part.to(logits.dtype)
+    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+        raise CaptureError(
+            f"The mask of the attention kernel {call.kernel!r} is a {type(mask).__name__}, which is not understood; "
+            'load the model with attn_implementation="sdpa".'
+        )
+    causal = call.options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    position = torch.arange(keys, device=logits.device)
+    flash = call.kernel.startswith("flash_attention")
+    # Without a mask, torch's kernel aligns the causal triangle to the first key and flash attention to the last.
+    own = rows + (keys - queries if flash else 0)
+    if call.kernel != "eager" and causal and queries > 1:
+        logits = logits.masked_fill(position > own[:, None], -torch.inf)
+    window = call.options.get("sliding_window") if flash else None
+    if window is not None:
+        logits = logits.masked_fill(position <= own[:, None] - window, -torch.inf)
+    if mask is not None:
+        logits = logits.masked_fill(~mask[0, :keys].bool(), -torch.inf)
+    return logits

@@ -1,0 +1,95 @@
+"""The demonstration: the shipped model on scenes that it has never seen, scored, controlled and drawn."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe.reports import Report, score_data, score_table, tracked, write_json
+
+if TYPE_CHECKING:
+    from probe.analysis.heads import HeadScores
+    from probe.models import Subject
+
+__all__ = ["run_demo"]
+
+_PROMPT = "Describe the image."
+_DRAWN = 3  # scenes whose phrases are drawn, beside the two pictures of the scores
+
+
+def run_demo(out: Path, *, scenes: int, seed: int) -> Report:
+    """A report with scores, controls, certificate and the paths of at least four pictures, all written into ``out``."""
+    from probe.evaluation.lab import read_lab
+    from probe.files import save, write_beside
+    from probe.models import load_model
+    from probe.runs import score_examples
+
+    began = time.perf_counter()
+    subject = load_model("lab/llava")
+    pictures, record, answers = _draw_scenes(subject, out, seed=seed)
+    kept = save(record, out / "record.safetensors")
+    examples = tracked(read_lab(limit=scenes, seed=seed), what="scoring unseen scenes", total=scenes)
+    scores = score_examples(subject, examples, prompt=_PROMPT, seed=seed)
+    frame = scores.to_frame()
+    write_beside(out / "scores.csv", lambda path: frame.to_csv(path, index=False, lineterminator="\n"))
+    pictures += _draw_scores(scores, out)
+    data: dict[str, Any] = score_data(scores) | {
+        "model": "lab/llava",
+        "answers": answers,
+        "certificate": asdict(record.certificate) | {"passed": record.certificate.passed},
+        "record": str(kept),
+        "table": str(out / "scores.csv"),
+        "figures": [str(path) for path in pictures],
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    write_json(out / "demo.json", data)
+    best = scores.reading("minus_mean", "pointing")
+    plain = scores.reading("mean_map", "pointing")
+    apart = "lies above" if best.low > plain.high else "lies below" if best.high < plain.low else "overlaps"
+    lines: list[Any] = [f"lab/llava says  {answers[0]}", *(score_table(scores, one) for one in scores.metrics)]
+    lines += [
+        f"The interval of minus_mean (Eq. 3) {apart} that of mean_map: [{best.low:.3f}, {best.high:.3f}] and "
+        f"[{plain.low:.3f}, {plain.high:.3f}].",
+        f"certificate     largest error {record.certificate.max_error:.1e} of the output in {record.certificate.rows} rows",
+        *(f"picture         {path}" for path in pictures),
+        f"record, table   {kept}, {out / 'scores.csv'}",
+        f"seconds         {data['seconds']}",
+    ]
+    return Report(data, lines)
+
+
+def _draw_scenes(subject: Subject, out: Path, *, seed: int) -> tuple[list[Path], Any, list[str]]:
+    """Pictures of what the model looks at while it describes a few scenes in its own words; the first record; its answers."""
+    from probe.lab.scenes import scene
+    from probe.plots import phrases, save_figure, style
+    from probe.runs import run
+    from probe.text import find_phrase
+
+    pictures, first, answers, index = [], None, [], 0
+    with style():
+        while len(pictures) < _DRAWN:
+            example = scene(index, split="test", seed=seed)
+            index += 1
+            found = run(subject, example.image, _PROMPT)
+            # Only what the model really said can be drawn; a phrase that it got wrong has no words to look up.
+            said = [one for one in example.phrases if len(find_phrase(found.text, one.text)) == 1]
+            if len(said) < min(2, len(example.phrases)) and index < 50:
+                continue
+            wanted = [one.text for one in said] or [found.record.tokens[0].strip()]
+            masks = [one.mask for one in said] or [None]
+            axes = phrases(found.record, wanted, example.image, masks=masks)
+            pictures.append(save_figure(axes[0].figure, out / f"scene-{len(pictures) + 1}")[1])
+            answers.append(found.text)
+            first = first or found.record
+    return pictures, first, answers
+
+
+def _draw_scores(scores: HeadScores, out: Path) -> list[Path]:
+    from probe.plots import heads, readings, save_figure
+
+    return [
+        save_figure(heads(scores, metric="pointing").figure, out / "heads")[1],
+        save_figure(readings(scores, metric="pointing").figure, out / "readings")[1],
+    ]

@@ -1,0 +1,1 @@
+"""Data sets with true masks, read as examples."""

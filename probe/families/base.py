@@ -1,0 +1,32 @@
+"""What a model family declares about itself: plain facts, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Family"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The facts that capture needs about one kind of model. Names are shell patterns over class names, never module paths.
+
+    Attributes
+    ----------
+    name : as it stands in a record's source.
+    model_types : ``config.model_type`` of its checkpoints.
+    models : class names of the models themselves.
+    attention : class names of the attention modules of the language model.
+    image_tokens : how patches reach the sequence. "placeholder": one ``config.image_token_id`` a patch, row by row.
+    class_token : True if the vision tower has a class token in front, which the feature selection may keep or drop.
+    image_processors : class names of the image processors whose geometry is known to be resize, pad and centre crop.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    models: tuple[str, ...]
+    attention: tuple[str, ...]
+    image_tokens: Literal["placeholder"]
+    class_token: bool
+    image_processors: tuple[str, ...]

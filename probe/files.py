@@ -1,0 +1,214 @@
+"""Save and load a record: safetensors with a JSON header, no pickle, no model needed to read it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.attention import AttentionRecord, LayerAttention
+from probe.errors import FileError, ProbeError
+from probe.layout import PatchGrid
+from probe.provenance import Certificate, Source
+
+__all__ = ["load", "save", "write_beside"]
+
+_FORMAT = 1
+_PARTS = ("values", "token_mean", "rest")
+_PLAIN = ("quantity", "query_kind", "text", "softmax_over", "query_row")
+
+
+def save(record: AttentionRecord, path: str | os.PathLike[str], *, compact: bool = False) -> Path:
+    """The path of the file written: one ``.safetensors`` file that holds the whole record.
+
+    The file is written beside and renamed, so that no reader ever sees half of it.
+
+    Parameters
+    ----------
+    compact : True keeps 16 bits a value with one float32 scale a row (relative to the row's largest value the error is below
+        5e-4); by default values are kept exactly.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be written, for instance because the disk is full.
+    """
+    from safetensors.torch import save as to_bytes
+
+    tensors: dict[str, Tensor] = {}
+    for index, layer in enumerate(record.layers):
+        for part in _PARTS:
+            tensors |= _packed(f"{index}.{part}", getattr(layer, part), compact=compact)
+    header = json.dumps(_header(record), sort_keys=True)
+    metadata = {"groundprobe": str(_FORMAT), "header": header, "sha256": _digest(header, tensors)}
+    target = Path(path)
+    write_beside(target, lambda beside: beside.write_bytes(to_bytes(tensors, metadata)))
+    return target
+
+
+def load(path: str | os.PathLike[str]) -> AttentionRecord:
+    """The record kept in a file by ``save``.
+
+    Raises
+    ------
+    FileError
+        If there is no such file, it is no saved record, or it was damaged or changed since.
+    """
+    target = Path(path)
+    try:
+        metadata, tensors = _read(target)
+        header = json.loads(metadata["header"])
+        if metadata.get("groundprobe") != str(_FORMAT):
+            raise FileError(
+                f"{target} is a record of format {metadata.get('groundprobe')!r} but this version reads format {_FORMAT}; "
+                "read it with the version that wrote it, or record again."
+            )
+        if metadata.get("sha256") != _digest(metadata["header"], tensors):
+            raise FileError(
+                f"{target} was damaged or changed after it was saved (its checksum does not match); record again."
+            )
+        return _record(header, tensors)
+    except FileError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ProbeError) as error:
+        reason = " ".join(str(error).split())
+        raise FileError(f"{target} is not a record saved by groundprobe ({type(error).__name__}: {reason}).") from error
+
+
+def write_beside(target: Path, write: Callable[[Path], Any]) -> None:
+    """Nothing; ``target`` then holds what ``write(temporary path)`` wrote, all of it or, on failure, what it held before.
+
+    Raises
+    ------
+    FileError
+        If the folder cannot be made or the file not be written.
+    """
+    beside: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        beside = Path(name)
+        write(beside)
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        beside.chmod(0o666 & ~_umask())
+        os.replace(beside, target)
+    except OSError as error:
+        raise FileError(
+            f"{target} could not be written ({error.strerror or error}); nothing of it was kept. Free some space or choose "
+            "another place."
+        ) from error
+    finally:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # The only way to read it is to set it.
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _packed(name: str, tensor: Tensor, *, compact: bool) -> dict[str, Tensor]:
+    kept = tensor.detach().cpu().contiguous()
+    if not compact:
+        return {name: kept}
+    # Plain float16 flushes a third of sharp rows to zero, so each row (the last two dimensions of a map, the last of rest)
+    # is scaled to 1 first.
+    dims = (-2, -1) if kept.shape[-2:] != () and not name.endswith("rest") else (-1,)
+    scale = kept.abs().amax(dim=dims, keepdim=True).float()
+    scaled = kept / torch.where(scale > 0, scale, 1)
+    return {name: scaled.half().contiguous(), f"{name}.scale": scale.contiguous()}
+
+
+def _unpacked(name: str, tensors: dict[str, Tensor]) -> Tensor:
+    scale = tensors.get(f"{name}.scale")
+    return tensors[name] if scale is None else tensors[name].float() * scale
+
+
+def _digest(header: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _header(record: AttentionRecord) -> dict[str, Any]:
+    grid_fields = [one.name for one in fields(PatchGrid)]
+    return {
+        **{name: getattr(record, name) for name in _PLAIN},
+        "tokens": record.tokens,
+        "token_ids": record.token_ids,
+        "spans": record.spans,
+        "image_size": record.image_size,
+        "history": record.history,
+        "certificate": asdict(record.certificate),
+        "source": asdict(record.source),
+        "layers": [
+            {
+                "name": one.name,
+                "view": one.view,
+                "heads": one.heads,
+                "grid": {name: getattr(one.grid, name) for name in grid_fields},
+            }
+            for one in record.layers
+        ],
+    }
+
+
+def _record(header: dict[str, Any], tensors: dict[str, Tensor]) -> AttentionRecord:
+    layers = []
+    for index, one in enumerate(header["layers"]):
+        grid: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in one["grid"].items()
+        }
+        parts = {part: _unpacked(f"{index}.{part}", tensors) for part in _PARTS}
+        layers.append(
+            LayerAttention(
+                name=one["name"], view=one["view"], grid=PatchGrid(**grid), heads=tuple(one["heads"]), **parts
+            )
+        )
+    return AttentionRecord(
+        layers=tuple(layers),
+        tokens=tuple(header["tokens"]),
+        token_ids=tuple(header["token_ids"]),
+        spans=tuple((start, end) for start, end in header["spans"]),
+        image_size=(header["image_size"][0], header["image_size"][1]),
+        history=tuple(header["history"]),
+        certificate=Certificate(**header["certificate"]),
+        source=Source(**header["source"]),
+        **{name: header[name] for name in _PLAIN},
+    )
+
+
+def _read(target: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not target.is_file():
+        what = "is a folder, not a saved record" if target.is_dir() else "does not exist"
+        raise FileError(f"{target} {what}; give a file written by probe.save or `probe record`.")
+    try:
+        with safe_open(str(target), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "header" not in metadata:
+                raise FileError(
+                    f"{target} is a safetensors file but not a record saved by groundprobe: it has no header of ours."
+                )
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{target} is not a saved record, or it is damaged ({error}).") from error

@@ -1,0 +1,232 @@
+"""``lab/llava``: a real LLaVA of one million parameters that learned to caption scenes, and the folders it ships in.
+
+>>> from probe.lab.llava import folder
+>>> from transformers import AutoProcessor, LlavaForConditionalGeneration
+>>> model = LlavaForConditionalGeneration.from_pretrained(folder("lab/llava"), dtype="float32")   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probe.errors import InputError, ModelError, did_you_mean
+
+__all__ = [
+    "MODELS",
+    "LlavaSettings",
+    "build",
+    "folder",
+    "load",
+    "make_processor",
+    "save_folder",
+    "save_snapshot",
+    "snapshot_folders",
+    "without_progress_bars",
+]
+
+MODELS = {"lab/llava": Path(__file__).parent / "weights" / "llava"}
+WEIGHTS_FILE = "model.safetensors"
+LONGEST_ANSWER = 64  # tokens; the longest captions have about half as many
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaSettings:
+    """How big the model is; the defaults are those of ``lab/llava``."""
+
+    image: int = 64
+    """Height and width in pixels of what the vision model sees."""
+    patch: int = 8
+    """Height and width of a patch in pixels."""
+    vision_width: int = 96
+    vision_inner: int = 192
+    vision_layers: int = 4
+    vision_heads: int = 4
+    width: int = 128
+    inner: int = 256
+    layers: int = 4
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        for whole, part in (("image", "patch"), ("vision_width", "vision_heads"), ("width", "heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise InputError(f"{whole}={getattr(self, whole)} is not a multiple of {part}={getattr(self, part)}.")
+
+
+def make_processor(settings: LlavaSettings | None = None) -> Any:
+    """A `LlavaProcessor`: shortest edge resized and centre cropped as LLaVA-1.5 does, and the lab's own tokenizer."""
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from probe.lab.words import CHAT_TEMPLATE, tokenizer
+
+    settings = settings or LlavaSettings()
+    pictures = CLIPImageProcessorPil(
+        size={"shortest_edge": settings.image}, crop_size={"height": settings.image, "width": settings.image}
+    )
+    return LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=tokenizer(),
+        patch_size=settings.patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # the class token, which "default" drops again
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build(processor: Any, *, settings: LlavaSettings | None = None, seed: int = 0) -> Any:
+    """A `LlavaForConditionalGeneration` with random weights for `processor`, in float32; the same for the same seed."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    settings = settings or LlavaSettings()
+    words = processor.tokenizer
+    text = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=settings.width,
+        intermediate_size=settings.inner,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=words.pad_token_id,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=settings.vision_width,
+        intermediate_size=settings.vision_inner,
+        num_hidden_layers=settings.vision_layers,
+        num_attention_heads=settings.vision_heads,
+        image_size=settings.image,
+        patch_size=settings.patch,
+        projection_dim=settings.width,
+    )
+    config = LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=processor.image_token_id,
+        image_seq_length=(settings.image // settings.patch) ** 2,
+        vision_feature_layer=-1,  # every layer is trained, so the last one is as good as any
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+        pad_token_id=words.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config)
+    model.generation_config.max_new_tokens = LONGEST_ANSWER
+    return model.float()
+
+
+def save_folder(out: str | Path, model: Any, processor: Any) -> None:
+    """Nothing; writes model and processor to `out`, with the weights in half precision.
+
+    The configuration still says float32, so that the model loads and runs in it unless asked otherwise.
+    """
+    with without_progress_bars():
+        model.save_pretrained(out, state_dict=_halved(model))
+    processor.save_pretrained(out)
+
+
+def save_snapshot(out: str | Path, step: int, model: Any) -> Path:
+    """The folder ``out/snapshots/step-00100`` with the weights alone, in half precision."""
+    place = Path(out) / "snapshots" / f"step-{step:05d}"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as beside, without_progress_bars():
+        model.save_pretrained(beside, state_dict=_halved(model))
+        (Path(beside) / WEIGHTS_FILE).replace(place / WEIGHTS_FILE)
+    return place
+
+
+def _halved(model: Any) -> dict[str, Any]:
+    """The model's weights in half precision; tied ones stay one tensor, or they would be saved twice."""
+    once = {value.data_ptr(): value.half() for value in model.state_dict().values()}
+    return {name: once[value.data_ptr()] for name, value in model.state_dict().items()}
+
+
+def folder(name: str) -> Path:
+    """The folder that the shipped model `name` lies in.
+
+    Raises:
+        ModelError: A name that is not in `MODELS`, or a model that is not there.
+    """
+    if name not in MODELS:
+        raise ModelError(f"There is no lab model {name!r}; there is {', '.join(MODELS)}.{did_you_mean(name, MODELS)}")
+    if not (MODELS[name] / WEIGHTS_FILE).is_file():
+        raise ModelError(
+            f"The weights of {name} are missing: {MODELS[name] / WEIGHTS_FILE}. Install the package again."
+        )
+    return MODELS[name]
+
+
+def snapshot_folders(name: str | Path) -> dict[int, Path]:
+    """The training steps of which a model has weights, each with its folder, in order of time; without the final ones.
+
+    Args:
+        name: A name in `MODELS`, or a folder that `train_llava` wrote.
+    """
+    found = _folder(name).glob(f"snapshots/step-*/{WEIGHTS_FILE}")
+    return dict(sorted((int(path.parent.name.removeprefix("step-")), path.parent) for path in found))
+
+
+def load(name: str | Path, *, step: int | None = None) -> tuple[Any, Any]:
+    """The model (float32, eval mode) and its processor; with `step`, the weights of that snapshot.
+
+    Args:
+        name: A name in `MODELS`, or a folder that `train_llava` wrote.
+
+    Raises:
+        ModelError: An unknown name, or a step of which there is no snapshot.
+    """
+    import torch
+    from transformers import AutoConfig, GenerationConfig, LlavaForConditionalGeneration
+
+    home = place = _folder(name)
+    if step is not None:
+        snapshots = snapshot_folders(name)
+        if step not in snapshots:
+            raise ModelError(
+                f"{name} has no snapshot of step {step}; it has {', '.join(map(str, snapshots)) or 'none'}."
+            )
+        place = snapshots[step]
+    with without_progress_bars():
+        model = LlavaForConditionalGeneration.from_pretrained(
+            place,
+            # A snapshot is weights alone: the rest is its parent's.
+            config=AutoConfig.from_pretrained(home),
+            generation_config=GenerationConfig.from_pretrained(home),
+            dtype=torch.float32,
+        )
+    return model.eval(), load_processor(home)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Nothing; a model of two megabytes needs no bar on the screen."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def load_processor(home: str | Path) -> Any:
+    """The `LlavaProcessor` saved in a folder."""
+    from transformers import LlavaProcessor
+
+    return LlavaProcessor.from_pretrained(home)
+
+
+def _folder(name: str | Path) -> Path:
+    """The folder of a model given by name or by folder."""
+    return Path(name) if Path(name).is_dir() else folder(str(name))

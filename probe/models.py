@@ -1,0 +1,149 @@
+"""From a name, a folder or a live object to a subject: model, processor and family."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probe.errors import ModelError
+from probe.families import Family, family_of
+
+__all__ = ["Subject", "load_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is studied: a live model with its processor.
+
+    Attributes
+    ----------
+    model : a transformers model.
+    processor : its processor: tokenizer and image processor.
+    family : what is known of its kind.
+    name : what it was loaded as.
+    """
+
+    model: Any
+    processor: Any
+    family: Family
+    name: str
+
+    def __repr__(self) -> str:
+        return f"Subject({self.name!r}, family {self.family.name!r}, {self.model.dtype}, {self.model.device})"
+
+
+def load_model(
+    model: str | os.PathLike[str] | Any,
+    processor: Any = None,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Subject:
+    """A ``Subject`` in evaluation mode, from a name, a folder or a live model.
+
+    >>> subject = probe.load_model("lab/llava")
+
+    Parameters
+    ----------
+    model : "lab/..." for a model that ships with the package, a hub name, a local folder, or a live transformers model.
+    processor : only with a live model, and needed there.
+    dtype : "auto" takes the checkpoint's own (float32 for "lab/..."); or "float32", "bfloat16", ...
+    device : such as "cuda"; by default a GPU if torch sees one, and the CPU otherwise. A live model stays where it is.
+    trust_remote_code : run Python code that comes with the checkpoint. Never on unless asked for.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be found or loaded, is not a vision-language model, or is of an unknown family.
+    """
+    if not isinstance(model, (str, os.PathLike)):
+        if processor is None:
+            raise ModelError(
+                f"A live {type(model).__name__} needs its processor too: load_model(model, processor); a name or a folder "
+                "brings its own."
+            )
+        name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+        return Subject(model, processor, family_of(model), name)
+    name = os.fspath(model)
+    return _load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def _load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool) -> Subject:
+    import torch
+    import transformers
+
+    folder, dtype = _locate(name, dtype=dtype)
+    wanted: Any = dtype if dtype == "auto" else getattr(torch, dtype, None)
+    if not (wanted == "auto" or isinstance(wanted, torch.dtype)):
+        raise ModelError(f"dtype={dtype!r} is not a torch number type; try 'float32', 'bfloat16', 'float16' or 'auto'.")
+    remote = {"trust_remote_code": trust_remote_code}
+    with _typed(name), _quiet_processors():
+        config = transformers.AutoConfig.from_pretrained(folder, **remote)
+        family = family_of(config)
+        processor = transformers.AutoProcessor.from_pretrained(folder, **remote)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=wanted, **remote)
+    if not hasattr(processor, "image_processor"):
+        raise ModelError(
+            f"{name!r} has no image processor beside its tokenizer; its folder lacks preprocessor_config.json."
+        )
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Subject(model.to(target).eval(), processor, family, name)
+
+
+def _locate(name: str, *, dtype: str) -> tuple[str, str]:
+    """The folder or hub name to load from, and the number type to load it in."""
+    if name.startswith("lab/"):
+        from probe.lab.llava import folder
+
+        # Shipped in half precision to stay small; computed in single precision, as it was trained.
+        return str(folder(name)), "float32" if dtype == "auto" else dtype
+    path = Path(name).expanduser()
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or path.exists() or name.count("/") != 1
+    if looks_local and not path.is_dir():
+        raise ModelError(
+            f"No model folder {name!r}: give a folder with a config.json, a hub name 'owner/name', or 'lab/llava'."
+        )
+    if looks_local and not (path / "config.json").is_file():
+        raise ModelError(
+            f"The folder {name!r} has no config.json, so it is not a saved model; was it made with save_pretrained?"
+        )
+    return (str(path) if looks_local else name), dtype
+
+
+@contextmanager
+def _typed(name: str) -> Iterator[None]:
+    """Turn whatever the library raises while loading into one line that names the model."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{name!r}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
+        lines = str(error).strip().splitlines() or [""]
+        reason = lines[0].strip().rstrip(".")
+        raise ModelError(
+            f"{name!r} could not be loaded ({type(error).__name__}: {reason}). It must be a folder made with save_pretrained, "
+            "holding the model and its processor, or the name of such a model on the hub with a network to reach it."
+        ) from error
+
+
+@contextmanager
+def _quiet_processors() -> Iterator[None]:
+    """Hold back the notice that torchvision is absent: the PIL versions are used on purpose, and nothing is wrong."""
+
+    def keep(line: logging.LogRecord) -> bool:
+        return "torchvision" not in line.getMessage().lower()
+
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("transformers")]
+    for one in loggers:
+        one.addFilter(keep)
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.removeFilter(keep)

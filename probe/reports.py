@@ -1,0 +1,150 @@
+"""What commands give back: numbers for programs, tables and lines for people, and progress on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe.errors import InputError
+from probe.files import write_beside
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from probe.analysis.heads import HeadScores
+
+__all__ = [
+    "Report",
+    "make_table",
+    "output_folder",
+    "plain",
+    "progress",
+    "score_data",
+    "score_table",
+    "show_interval",
+    "tracked",
+    "write_json",
+]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command found: ``data`` for programs, ``parts`` (tables and lines) for people."""
+
+    data: dict[str, Any]
+    parts: list[Any] = field(default_factory=list)
+    exit_code: int = 0
+
+    def show(self) -> None:
+        """Print the parts."""
+        from rich.console import Console
+
+        # Captions and paths are data: they must not be read as markup, and nothing is cut off where output is no terminal.
+        console = Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+        for part in self.parts:
+            console.print(part)
+
+
+def score_data(scores: HeadScores) -> dict[str, Any]:
+    """The scores in plain types: for each metric, each reading and control with value, low and high; and every head."""
+    frame = scores.to_frame()
+    data: dict[str, Any] = {"images": scores.images, "phrases": scores.phrases, "left_out": dict(scores.left_out)}
+    for metric, part in frame.groupby("metric", sort=False):
+        named = part[part["kind"].isin(["reading", "held-out", "control"])]
+        data[str(metric)] = {row["name"]: _bounds(row) for _, row in named.iterrows()}
+        cells = part[part["kind"] == "head"]
+        data[str(metric)]["heads"] = [
+            {"layer": int(row["layer"]), "head": int(row["head"]), **_bounds(row)} for _, row in cells.iterrows()
+        ]
+    return data
+
+
+def _bounds(row: Any) -> dict[str, float]:
+    return {key: float(row[key]) for key in ("value", "low", "high")}
+
+
+def score_table(scores: HeadScores, metric: str) -> Table:
+    """A table of readings, layers, held-out heads and controls for people."""
+    frame = scores.to_frame()
+    part = frame[(frame["metric"] == metric) & (frame["kind"] != "head")]
+    title = f"{metric}: {scores.images} images, {scores.phrases} phrases, 95 % intervals by bootstrap over images"
+    table = make_table(title, "", "map", "value", "low", "high")
+    for _, row in part.iterrows():
+        table.add_row(str(row["kind"]), str(row["name"]), *(_number(row[key]) for key in ("value", "low", "high")))
+    return table
+
+
+def _number(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"
+
+
+def show_interval(row: dict[str, Any], name: str) -> str:
+    return f"{_number(row[name])} [{_number(row[f'{name}_low'])}, {_number(row[f'{name}_high'])}]"
+
+
+def make_table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in ("value", "low", "high", "step", "loss") else "left")
+    return table
+
+
+def plain(value: Any) -> Any:
+    """The value in plain JSON types; what is not a number becomes null, since JSON has no NaN."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    if hasattr(value, "item"):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
+
+
+def output_folder(out: str) -> Path:
+    """The folder to write into; it is made when the first file is written."""
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder to write into.")
+    return target
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Nothing; the file then holds the data as JSON, all of it or what it held before."""
+    text = json.dumps(plain(data), indent=2) + "\n"
+    write_beside(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A function that is told how far the work is, and shows it on standard error where that is a terminal."""
+    with _bar() as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def tracked(items: Iterable[Any], *, what: str, total: int | None) -> Iterator[Any]:
+    """The same items, their progress shown on standard error where that is a terminal."""
+    with _bar() as bar:
+        yield from bar.track(items, total=total, description=what)
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

@@ -1,0 +1,187 @@
+"""Where capture and analysis meet: one image in one line, and scores over a data set."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import tee
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from probe.attention import AttentionRecord
+from probe.capture.passes import generate_and_record, generate_ids, read_and_record
+from probe.errors import InputError
+from probe.files import write_beside
+from probe.images import read_image
+from probe.layout import Indices
+from probe.models import Subject
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from probe.analysis.heads import HeadScores
+    from probe.evaluation.examples import Example
+
+__all__ = ["Run", "TrainingMeasurements", "run", "score_examples"]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One image, one prompt, one answer, and where the model looked while giving it.
+
+    Attributes
+    ----------
+    text : the answer.
+    record : the attention of its tokens.
+    image : the picture, RGB, turned by its EXIF orientation.
+    prompt : what was asked.
+    """
+
+    text: str
+    record: AttentionRecord
+    image: Image
+    prompt: str
+
+    def __repr__(self) -> str:
+        return f"Run({self.prompt!r} -> {self.text!r})\n{self.record!r}"
+
+
+def run(
+    subject: Subject,
+    image: Any,
+    prompt: str,
+    *,
+    answer: str | Sequence[int] | None = None,
+    max_new_tokens: int = 128,
+    layers: Indices = None,
+    heads: Indices = None,
+    queries: Literal["answer", "prompt"] | Sequence[int] = "answer",
+    query_row: Literal["predicting", "own"] | None = None,
+    offload: bool = False,
+    verify: Literal["sample", "all", "off"] = "sample",
+) -> Run:
+    """The model's answer about an image, with a record of where it looked: a ``Run``.
+
+    >>> run = probe.run(probe.load_model("lab/llava"), "photo.jpg", "Describe the image.")
+    >>> run.record["red circle"].heatmap()
+
+    Decoding is greedy. For anything else, generate yourself inside ``probe.record(subject)``.
+
+    Parameters
+    ----------
+    subject : from ``load_model``.
+    image : path, PIL image or (height, width, 3) uint8 array.
+    prompt : what the user asks; it is put into the model's own chat template.
+    answer : read this text (or these token ids, taken as they are) in one pass instead of generating one. After a text
+        comes the end token, as after a generated answer.
+    max_new_tokens : where a generated answer is cut off at the latest.
+    layers, heads, queries, query_row, offload, verify : see ``probe.record``.
+
+    Raises
+    ------
+    InputError, CaptureError, CertificateError
+        As ``read_image``, ``probe.record`` and its ``result`` do; and if ``answer`` is empty.
+    """
+    picture = read_image(image)
+    options: dict[str, Any] = {
+        "layers": layers, "heads": heads, "queries": queries, "query_row": query_row, "offload": offload, "verify": verify,
+    }  # fmt: skip
+    if answer is None and query_row == "own" and queries != "prompt":
+        # The last generated token is never fed back, so own rows need a second pass over the whole answer.
+        answer = generate_ids(subject, picture, prompt, max_new_tokens=max_new_tokens)
+    if answer is None:
+        found = generate_and_record(subject, picture, prompt, max_new_tokens=max_new_tokens, **options)
+    else:
+        found = read_and_record(subject, picture, prompt, answer=answer, **options)
+    return Run(found.text, found, picture, prompt)
+
+
+def score_examples(
+    subject: Subject,
+    examples: Iterable[Example],
+    *,
+    prompt: str = "Describe the image.",
+    metric: str | Sequence[str] = ("pointing", "auroc", "lift"),
+    reading: Literal["attention", "minus mean"] = "attention",
+    verify: Literal["sample", "all", "off"] = "sample",
+    seed: int = 0,
+) -> HeadScores:
+    """Scores of every layer and head over a data set, its captions read in one pass each: a ``HeadScores``.
+
+    Streams: any number of examples takes the memory of one. Phrases are found by their character spans.
+    """
+    from probe.analysis.heads import score_heads
+
+    def read() -> Iterator[tuple[AttentionRecord, list[tuple[tuple[int, int], Any]]]]:
+        for example in examples:
+            found = run(subject, example.image, prompt, answer=example.text, verify=verify).record
+            if found.text != example.text.strip():
+                raise InputError(
+                    f"{example.name}: the tokenizer gives the caption back as {found.text!r} instead of {example.text!r}, so the "
+                    "phrases' places in it are lost."
+                )
+            cut = len(example.text) - len(example.text.lstrip())
+            yield found, [((one.start - cut, one.end - cut), one.mask) for one in example.phrases]
+
+    first, second = tee(read())
+    return score_heads((one for one, _ in first), (two for _, two in second), metric=metric, reading=reading, seed=seed)
+
+
+class TrainingMeasurements:
+    """Scores a model in training on a fixed set of unseen lab scenes, one row a call, kept in a CSV file as it grows.
+
+    >>> train_llava("runs/lab", on_snapshot=TrainingMeasurements(Path("runs/lab/training.csv")))
+
+    A run that resumes goes on with the rows that are there; a step that is measured again replaces its row.
+
+    Parameters
+    ----------
+    path : the CSV file, with columns step, loss and, for each reading and control, its pointing accuracy, low and high.
+    count : how many scenes.
+    """
+
+    def __init__(self, path: Path, *, count: int = 200, seed: int = 0) -> None:
+        self.path, self.count, self.seed = path, count, seed
+
+    def __call__(self, step: int, model: Any, processor: Any, loss: float) -> None:
+        """Measure, and add the row."""
+        from probe.evaluation.lab import read_lab
+        from probe.models import load_model
+
+        subject = load_model(model, processor)
+        scores = score_examples(subject, read_lab(limit=self.count, seed=self.seed), metric="pointing", seed=self.seed)
+        row: dict[str, Any] = {"step": step, "loss": loss}
+        for name in _MEASURED:
+            found = scores.reading(name, "pointing")
+            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+        rows = sorted([*(one for one in self.rows() if one["step"] != step), row], key=lambda one: one["step"])
+        write_beside(self.path, lambda beside: _write_rows(beside, rows))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far, in the order of their steps."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(encoding="utf-8", newline="") as file:
+            return [
+                {key: int(x) if key == "step" else float(x) for key, x in row.items()} for row in csv.DictReader(file)
+            ]
+
+
+_MEASURED = (
+    "mean_map",
+    "minus_mean",
+    "best_layer_held_out",
+    "best_head_held_out",
+    "chance",
+    "centre_prior",
+    "shuffled",
+    "oracle_patch",
+)
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

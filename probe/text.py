@@ -1,0 +1,56 @@
+"""Where a phrase stands in a text: whole words, by character spans."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+__all__ = ["find_phrase", "nearby_phrases", "shorten"]
+
+
+def find_phrase(text: str, phrase: str) -> list[tuple[int, int]]:
+    """Character spans (start, end) of every occurrence of a phrase as whole words, without regard to case.
+
+    Where a script does not separate words by spaces (Chinese, Japanese, Thai, ...) any occurrence counts.
+    """
+    phrase = phrase.strip()
+    if not phrase:
+        return []
+    pattern, found, start = re.compile(re.escape(phrase), flags=re.IGNORECASE), [], 0
+    while match := pattern.search(text, start):
+        whole = not _glued(text, match.start()) and not _glued(text, match.end())
+        if whole:
+            found.append(match.span())
+        # One that begins inside a word must not swallow the whole one that begins inside it.
+        start = match.end() if whole else match.start() + 1
+    return found
+
+
+def _glued(text: str, cut: int) -> bool:
+    """True if a cut at this character would split a word."""
+    if not 0 < cut < len(text):
+        return False
+    before, after = text[cut - 1], text[cut]
+    if unicodedata.category(after).startswith("M"):  # a combining mark belongs to the letter before it
+        return True
+    if not (_in_word(before) and _in_word(after)):
+        return False
+    return not any(
+        re.match(r"(CJK|HIRAGANA|KATAKANA|THAI|LAO|KHMER|MYANMAR)", unicodedata.name(one, ""))
+        for one in (before, after)
+    )
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
+
+
+def nearby_phrases(text: str, wanted: str) -> list[str]:
+    """Runs of as many words of the text as the wanted phrase has, and single words: what might have been meant."""
+    words = re.findall(r"\w+", text)
+    length = max(1, len(wanted.split()))
+    return [" ".join(words[i : i + length]) for i in range(len(words) - length + 1)] + words
+
+
+def shorten(text: str, limit: int = 100) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
