@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, did_you_mean
 
 __all__ = ["main"]
 
@@ -35,6 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone, as in `probe score ... | head`; Python must not complain while it closes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        line = _lack(error)
+        if line is None:
+            raise  # a fault of ours: its traceback is what a report needs
+        print(f"probe: {line}", file=sys.stderr)
+        return 2
+
+
+def _lack(error: Exception) -> str | None:
+    """One line, if what failed is the machine: its disk or its memory."""
+    reason = _one_line(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"There is not enough memory ({reason[:150]}); try --dtype bfloat16, a smaller model, or --device cpu."
+    # Weights are written by safetensors, whose errors are no OSError.
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        return f"A file could not be read or written ({reason[:150]}); free some space or choose another place."
+    return None
 
 
 def _run(argv: list[str]) -> int:
@@ -42,11 +61,15 @@ def _run(argv: list[str]) -> int:
 
     from probe.reports import plain
 
-    parser, functions = _parser()
+    parser, verbs = _parser()
     try:
-        settings = parser.parse_args(argv)
+        settings = parser.parse_args([_with_underscores(one) for one in argv])
     except (ArgumentError, TypeError, ValueError) as error:
-        print(f"probe: {_one_line(error)} (see `probe --help`)", file=sys.stderr)
+        words = _words(argv, verbs)
+        print(
+            f"probe: {_usage(_one_line(error), verbs, words)} (see `{' '.join(['probe', *words, '--help'])}`)",
+            file=sys.stderr,
+        )
         return 2
     chosen, path = settings, []
     while isinstance(name := chosen.get("subcommand"), str):
@@ -56,7 +79,7 @@ def _run(argv: list[str]) -> int:
     for extra in ("config", "subcommand"):
         options.pop(extra, None)
     as_json = options.pop("json")
-    report = functions[" ".join(path)](**options)
+    report = verbs[" ".join(path)].function(**options)
     if as_json:
         print(json.dumps(plain(report.data), ensure_ascii=True))
     else:
@@ -64,42 +87,137 @@ def _run(argv: list[str]) -> int:
     return report.exit_code
 
 
-def _parser() -> tuple[Any, dict[str, Callable[..., Any]]]:
+@dataclass(frozen=True)
+class _Verb:
+    """A command: what it calls, and the parser of its arguments."""
+
+    function: Callable[..., Any]
+    parser: Any
+
+    def options(self) -> list[str]:
+        """Its options as they are typed."""
+        found = [one for action in self.parser._actions for one in action.option_strings if one.startswith("--")]
+        return [one.replace("_", "-") for one in found]
+
+
+def _parser() -> tuple[Any, dict[str, _Verb]]:
     """The argument parser, made from the signatures and docstrings of the commands, and the commands by name."""
     from docstring_parser import DocstringStyle
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import set_parsing_settings
 
     import probe
     from probe.commands import LAB_VERBS, VERBS
 
     set_parsing_settings(docstring_parse_style=DocstringStyle.NUMPYDOC)
-    parser = ArgumentParser(prog="probe", exit_on_error=False, description=_DESCRIPTION, version=probe.__version__)
-    verbs = parser.add_subcommands()
-    for name, function in VERBS.items():
-        verbs.add_subcommand(name, _verb(function), help=_summary(function))
-    lab = ArgumentParser(exit_on_error=False, description=_LAB)
+    kind = _parser_class()
+    parser = kind(prog="probe", exit_on_error=False, description=_DESCRIPTION, version=probe.__version__)
+    verbs = {name: _Verb(function, _arguments(kind, function)) for name, function in VERBS.items()}
+    added = parser.add_subcommands()
+    for name, verb in verbs.items():
+        added.add_subcommand(name, verb.parser, help=_summary(verb.function))
+    lab = kind(exit_on_error=False, description=_LAB)
     # The library wants a subcommand's own subcommands added after it.
-    verbs.add_subcommand("lab", lab, help=_LAB)
+    added.add_subcommand("lab", lab, help=_LAB)
+    lab.prog = "probe lab"
     labs = lab.add_subcommands()
     for name, function in LAB_VERBS.items():
-        labs.add_subcommand(name, _verb(function), help=_summary(function))
-    return parser, VERBS | {f"lab {name}": function for name, function in LAB_VERBS.items()}
+        verbs[f"lab {name}"] = _Verb(function, _arguments(kind, function))
+        labs.add_subcommand(name, verbs[f"lab {name}"].parser, help=_summary(function))
+    for path, verb in verbs.items():
+        verb.parser.prog = f"probe {path}"  # the library's own says "probe [options] lab [options] train"
+    return parser, verbs
 
 
-def _verb(function: Callable[..., Any]) -> Any:
+def _parser_class() -> Any:
+    """jsonargparse's parser, with a help that shows choices and defaults but no Python types."""
+    from jsonargparse import ArgumentParser
+    from jsonargparse._formatters import DefaultHelpFormatter
+
+    class Help(DefaultHelpFormatter):
+        def _get_help_string(self, action: Any) -> str:
+            text = action.help or ""
+            shown = action.default is not None and action.option_strings and type(action.default) in (str, int)
+            return f"{text} (default: %(default)s)" if shown and action.default != "==SUPPRESS==" else text
+
+    class Parser(ArgumentParser):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(formatter_class=Help, **options)
+
+        def format_help(self) -> str:
+            return re.sub(r"--\w+", lambda one: one[0].replace("_", "-"), super().format_help())
+
+    return Parser
+
+
+def _arguments(kind: Any, function: Callable[..., Any]) -> Any:
     """The parser of one command; a parameter that is a sequence becomes an option to be given several times."""
     from docstring_parser import DocstringStyle, parse
-    from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(exit_on_error=False, description=_summary(function))
-    several = [key for key, kind in function.__annotations__.items() if kind == "Sequence[str]"]
-    parser.add_function_arguments(function, as_positional=True, skip=set(several))
+    parser = kind(exit_on_error=False, description=_summary(function))
+    several = [key for key, annotation in function.__annotations__.items() if annotation == "Sequence[str]"]
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(several))
     described = {one.arg_name: one.description for one in parse(function.__doc__ or "", DocstringStyle.NUMPYDOC).params}
     for key in several:
         help_text = f"{described.get(key)} May be given several times."
         parser.add_argument(f"--{key}", action="append", default=[], help=help_text)
     parser.add_argument("--json", action="store_true", help="Print the same numbers as one line of JSON.")
     return parser
+
+
+def _with_underscores(argument: str) -> str:
+    """``--max-new-tokens=8`` as the library knows it, ``--max_new_tokens=8``; anything but an option as it is."""
+    found = re.match(r"--[a-z]+(-[a-z]+)+(?==|$)", argument)
+    return "--" + found[0][2:].replace("-", "_") + argument[found.end() :] if found else argument
+
+
+def _words(argv: list[str], verbs: dict[str, _Verb]) -> list[str]:
+    """The words of the command that was meant, as far as there is one: [], ["score"], ["lab"] or ["lab", "train"]."""
+    for length in (2, 1):
+        meant = argv[:length]
+        if any(path.split()[:length] == meant for path in verbs):
+            return meant
+    return []
+
+
+def _usage(text: str, verbs: dict[str, _Verb], words: list[str]) -> str:
+    """A parser's message in words that name what one types."""
+    verb = verbs.get(" ".join(words))
+    known = (
+        list(dict.fromkeys(path.split()[len(words)] for path in verbs if path.split()[: len(words)] == words))
+        if not verb
+        else []
+    )
+    if not verb and (found := re.search(r"invalid choice: '(.*)' \(choose", text)):
+        return f"There is no command {found[1]!r}; there are {', '.join(known)}.{did_you_mean(found[1], known)}"
+    if not verb and "subcommand" in text:
+        return f"A command is needed, one of {', '.join(known)}."
+    if found := re.match(r"unrecognized arguments: (.*)", text):
+        first = found[1].split()[0].split("=")[0]
+        typed = verb.options() if verb else ["--help", "--version"]
+        hint = did_you_mean(first, typed)
+        return (
+            f"There is no option {first}.{hint or ' There are ' + ', '.join(typed) + '.'}"
+            if first.startswith("-")
+            else (f"The argument {first!r} is one too many; a text of several words needs quotation marks.")
+        )
+    if found := re.match(r"the following arguments are required: (.*)", text):
+        return f"Missing: {', '.join(one.split('.')[-1].upper() for one in found[1].split(', '))}."
+    if verb and (
+        found := re.match(r'Parser key "(?:.*\.)?(\w+)":.*Got value: (.*)', text)
+        or re.match(r'Parser key "(?:.*\.)?(\w+)":.*Given value: (.*)', text)
+    ):
+        return _wrong_value(verb, found[1], found[2])
+    return text
+
+
+def _wrong_value(verb: _Verb, key: str, value: str) -> str:
+    kind = get_type_hints(verb.function).get(key)
+    option = f"--{key.replace('_', '-')}"
+    name = option if option in verb.options() else key.upper()
+    if get_origin(kind) is Literal:
+        choices = [str(one) for one in get_args(kind)]
+        return f"{name} takes {' or '.join(map(repr, choices))}, found {value!r}.{did_you_mean(value, choices)}"
+    return f"{name} takes {'a whole number' if int in (kind, *get_args(kind)) else 'text'}, found {value!r}."
 
 
 def _summary(function: Callable[..., Any]) -> str:

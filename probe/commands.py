@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LAB_VERBS", "VERBS"]
 
 
-def demo(*, out: str = "probe-demo", scenes: int = 500, seed: int = 0) -> Report:
+def demo(*, out: str = "probe-demo", scenes: int = 300, seed: int = 0) -> Report:
     """Show the whole tool on the shipped model: scores, controls and pictures of scenes it has never seen.
 
     Parameters
@@ -41,7 +41,8 @@ def demo(*, out: str = "probe-demo", scenes: int = 500, seed: int = 0) -> Report
     """
     from probe.demo import run_demo
 
-    return run_demo(Path(out), scenes=scenes, seed=seed)
+    _at_least("--scenes", scenes, 2)  # a best head is chosen on one half and reported on the other
+    return run_demo(output_folder(out), scenes=scenes, seed=seed)
 
 
 def record(
@@ -69,7 +70,7 @@ def record(
     answer
         Read this text instead of generating one.
     phrase
-        A phrase of the answer to draw; by default the first words with letters.
+        A phrase of the answer to draw, each time it is said; by default the first words with letters.
     out
         Folder for record.safetensors, phrases.png and .pdf, and record.json with the exact settings.
     max_new_tokens
@@ -87,14 +88,14 @@ def record(
     picture = probe.read_image(image)
     subject = probe.load_model(model, dtype=dtype, device=device)
     found = probe.run(subject, picture, prompt, answer=answer, max_new_tokens=max_new_tokens)
-    wanted = list(phrase) or _first_words(found.record)
-    for one in phrase:
-        found.record[one]  # a phrase that is not there is said before anything is written
+    # A phrase that is not there is said before anything is written.
+    wanted = [each for one in phrase for each in _each_time(found.record, one)] or _first_words(found.record)
     kept = probe.save(found.record, target / "record.safetensors")
     figures = []
     if wanted:
-        axes = phrases(found.record, wanted, picture)
-        figures = [str(path) for path in save_figure(axes[0].figure, target / "phrases")]
+        figure = phrases(found.record, wanted, picture)[0].get_figure(root=True)
+        assert figure is not None  # for the type checker: these Axes were just made
+        figures = [str(path) for path in save_figure(figure, target / "phrases")]
     data = {
         "text": found.text,
         "tokens": list(found.record.tokens),
@@ -116,7 +117,7 @@ def score(
     prompt: str = "Describe the image.",
     metric: Sequence[str] = (),
     limit: int | None = None,
-    reading: Literal["attention", "minus mean"] = "attention",
+    reading: Literal["minus mean", "attention"] = "minus mean",
     out: str | None = None,
     seed: int = 0,
     dtype: str = "auto",
@@ -137,7 +138,7 @@ def score(
     limit
         At most this many examples; 500 for lab scenes, all of a folder.
     reading
-        What a single head's score reads: its attention, or that minus its mean over the answer.
+        What a single head's score reads: its map minus its mean over the answer (Eq. 3), or its attention as recorded.
     out
         Folder for scores.parquet and scores.json with the exact settings.
     seed
@@ -149,12 +150,15 @@ def score(
     """
     settings = dict(locals())
     import probe
+    from probe.analysis.metrics import find_metric
     from probe.runs import score_examples
 
     target = None if out is None else output_folder(out)
+    metrics = list(metric) or ["pointing", "auroc", "lift"]
+    for one in metrics:
+        find_metric(one)
     examples, total = _examples(data, limit=limit, seed=seed)
     subject = probe.load_model(model, dtype=dtype, device=device)
-    metrics = list(metric) or ["pointing", "auroc", "lift"]
     followed = tracked(examples, what="scoring", total=total)
     scores = score_examples(subject, followed, prompt=prompt, metric=metrics, reading=reading, seed=seed)
     result = score_data(scores) | {"settings": settings}
@@ -224,6 +228,8 @@ def lab_train(
 
     target = output_folder(out)
     total = STEPS if steps is None else steps
+    _at_least("--steps", total, 1)
+    _at_least("--measure", measure, 2)  # a best head is chosen on one half and reported on the other
     measured = TrainingMeasurements(target / "training.csv", count=measure)
     with progress("training", total) as advance:
         train_llava(target, steps=total, seed=seed, on_snapshot=measured, on_step=lambda step, loss: advance(step))
@@ -254,6 +260,7 @@ def lab_scenes(*, out: str = "runs/scenes", data: str = "lab", count: int = 100,
     from probe.evaluation.lab import lab_settings
     from probe.lab.scenes import scenes, write_folder
 
+    _at_least("--count", count, 1)
     drawn = scenes(count, split="test", seed=seed, settings=lab_settings(data))
     folder = write_folder(out, tracked(drawn, what="drawing", total=count))
     return Report({"out": str(folder), "scenes": count}, [f"{count} scenes in {folder}"])
@@ -268,16 +275,33 @@ def _certificate(record: Any) -> dict[str, Any]:
 
 
 def _examples(data: str, *, limit: int | None, seed: int) -> tuple[Iterable[Example], int | None]:
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit must be 1 or more, found {limit}.")
+    if limit is not None:
+        _at_least("--limit", limit, 1)
     if data == "lab" or data.startswith("lab:"):
-        from probe.evaluation.lab import read_lab
+        from probe.evaluation.lab import lab_settings, read_lab
 
+        lab_settings(data)  # an unknown name is said before a model is loaded
         count = limit or 500
         return read_lab(data, limit=count, seed=seed), count
     from probe.evaluation.coco import read_coco_folder
 
     return read_coco_folder(Path(data), limit=limit), limit
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise InputError(f"{name} must be {low} or more, found {value}.")
+
+
+def _each_time(record: Any, phrase: str) -> list[Any]:
+    """Every occurrence of a phrase in an answer."""
+    from probe.text import find_phrase
+
+    count = len(find_phrase(record.text, phrase))
+    if count > 1:
+        return [(phrase, index) for index in range(count)]
+    record[phrase]  # says which phrases there are, if this one is not there
+    return [phrase]
 
 
 def _first_words(record: Any, most: int = 6) -> list[Any]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from probe.reports import Report, score_data, score_table, tracked, write_json
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from probe.analysis.heads import HeadScores
     from probe.models import Subject
 
@@ -17,6 +19,7 @@ __all__ = ["run_demo"]
 
 _PROMPT = "Describe the image."
 _DRAWN = 3  # scenes whose phrases are drawn, beside the two pictures of the scores
+_LOOKED_AT = 50  # after so many scenes any is drawn
 
 
 def run_demo(out: Path, *, scenes: int, seed: int) -> Report:
@@ -28,7 +31,7 @@ def run_demo(out: Path, *, scenes: int, seed: int) -> Report:
 
     began = time.perf_counter()
     subject = load_model("lab/llava")
-    pictures, record, answers = _draw_scenes(subject, out, seed=seed)
+    pictures, record, answers, looked_at = _draw_scenes(subject, out, seed=seed)
     kept = save(record, out / "record.safetensors")
     examples = tracked(read_lab(limit=scenes, seed=seed), what="scoring unseen scenes", total=scenes)
     scores = score_examples(subject, examples, prompt=_PROMPT, seed=seed)
@@ -38,6 +41,7 @@ def run_demo(out: Path, *, scenes: int, seed: int) -> Report:
     data: dict[str, Any] = score_data(scores) | {
         "model": "lab/llava",
         "answers": answers,
+        "scenes_looked_at_for_pictures": looked_at,
         "certificate": asdict(record.certificate) | {"passed": record.certificate.passed},
         "record": str(kept),
         "table": str(out / "scores.csv"),
@@ -54,20 +58,24 @@ def run_demo(out: Path, *, scenes: int, seed: int) -> Report:
         f"[{plain.low:.3f}, {plain.high:.3f}].",
         f"certificate     largest error {record.certificate.max_error:.1e} of the output in {record.certificate.rows} rows",
         *(f"picture         {path}" for path in pictures),
+        f"                (scenes: the first {_DRAWN} of {looked_at} in which it names at least two objects exactly right)",
         f"record, table   {kept}, {out / 'scores.csv'}",
         f"seconds         {data['seconds']}",
     ]
     return Report(data, lines)
 
 
-def _draw_scenes(subject: Subject, out: Path, *, seed: int) -> tuple[list[Path], Any, list[str]]:
-    """Pictures of what the model looks at while it describes a few scenes in its own words; the first record; its answers."""
+def _draw_scenes(subject: Subject, out: Path, *, seed: int) -> tuple[list[Path], Any, list[str], int]:
+    """Pictures of what the model looks at while it describes a few scenes in its own words; the first record; its answers; scenes
+    looked at until as many were found in which it names two objects right."""
     from probe.lab.scenes import scene
-    from probe.plots import phrases, save_figure, style
+    from probe.plots import phrases, style
     from probe.runs import run
     from probe.text import find_phrase
 
-    pictures, first, answers, index = [], None, [], 0
+    pictures: list[Path] = []
+    answers: list[str] = []
+    first, index = None, 0
     with style():
         while len(pictures) < _DRAWN:
             example = scene(index, split="test", seed=seed)
@@ -75,21 +83,30 @@ def _draw_scenes(subject: Subject, out: Path, *, seed: int) -> tuple[list[Path],
             found = run(subject, example.image, _PROMPT)
             # Only what the model really said can be drawn; a phrase that it got wrong has no words to look up.
             said = [one for one in example.phrases if len(find_phrase(found.text, one.text)) == 1]
-            if len(said) < min(2, len(example.phrases)) and index < 50:
+            if len(said) < 2 and index < _LOOKED_AT:
                 continue
-            wanted = [one.text for one in said] or [found.record.tokens[0].strip()]
-            masks = [one.mask for one in said] or [None]
+            wanted = [one.text for one in said] or [(found.text.split()[0], 0)]
+            masks = [one.mask for one in said] if said else None
             axes = phrases(found.record, wanted, example.image, masks=masks)
-            pictures.append(save_figure(axes[0].figure, out / f"scene-{len(pictures) + 1}")[1])
+            pictures.append(_saved(axes[0], out / f"scene-{len(pictures) + 1}"))
             answers.append(found.text)
             first = first or found.record
-    return pictures, first, answers
+    return pictures, first, answers, index
 
 
 def _draw_scores(scores: HeadScores, out: Path) -> list[Path]:
-    from probe.plots import heads, readings, save_figure
+    from probe.plots import heads, readings
 
     return [
-        save_figure(heads(scores, metric="pointing").figure, out / "heads")[1],
-        save_figure(readings(scores, metric="pointing").figure, out / "readings")[1],
+        _saved(heads(scores, metric="pointing"), out / "heads"),
+        _saved(readings(scores, metric="pointing"), out / "readings"),
     ]
+
+
+def _saved(ax: Axes, path: Path) -> Path:
+    """The PNG of the figure that these Axes are part of."""
+    from probe.plots import save_figure
+
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # for the type checker: these Axes were just made
+    return save_figure(figure, path)[1]

@@ -48,9 +48,12 @@ def read_image(
     `background` (red, green, blue). The EXIF orientation is applied; colour profiles are not. `frame` counts from 0
     and must be given for animations and multi-page files; of a multi-picture JPEG the primary picture is read.
 
-    Raises:
-        FileError: the file is missing, no ordinary file, no image, broken, incomplete, or larger than `max_pixels`.
-        InputError: several frames and none chosen, no such frame, an unusable array, image, range or background.
+    Raises
+    ------
+    FileError
+        The file is missing, no ordinary file, no image, broken, incomplete, or larger than `max_pixels`.
+    InputError
+        Several frames and none chosen, no such frame, an unusable array, image, range or background.
     """
     _check_options(frame, background)
     if isinstance(source, np.ndarray):
@@ -65,9 +68,12 @@ def read_image(
 def image_size(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> tuple[int, int]:
     """The (height, width) that `read_image` gives, in most formats from the header alone, EXIF orientation applied.
 
-    Raises:
-        FileError: as in `read_image`, as far as the header shows it.
-        InputError: an unusable array or type.
+    Raises
+    ------
+    FileError
+        As in `read_image`, as far as the header shows it.
+    InputError
+        An unusable array or type.
     """
     if isinstance(source, np.ndarray):
         source = _from_array(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from probe.errors import ModelError
 from probe.families import Family, family_of
+from probe.text import shorten
 
 __all__ = ["Subject", "load_model"]
 
@@ -80,20 +82,52 @@ def _load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool)
 
     folder, dtype = _locate(name, dtype=dtype)
     wanted: Any = dtype if dtype == "auto" else getattr(torch, dtype, None)
-    if not (wanted == "auto" or isinstance(wanted, torch.dtype)):
-        raise ModelError(f"dtype={dtype!r} is not a torch number type; try 'float32', 'bfloat16', 'float16' or 'auto'.")
+    if wanted != "auto" and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
+        raise ModelError(
+            f"dtype={dtype!r} is not a floating-point type of torch; try 'float32', 'bfloat16', 'float16' or 'auto'."
+        )
+    target = _usable_device(device)
     remote = {"trust_remote_code": trust_remote_code}
-    with _typed(name), _quiet_processors():
+    # Reading a large checkpoint takes a while, so its bar may show on a terminal; the shipped model needs none.
+    bars = folder == name and (not Path(name).is_dir() or sys.stderr.isatty())
+    with _typed(name), _quiet(bars=bars):
         config = transformers.AutoConfig.from_pretrained(folder, **remote)
         family = family_of(config)
         processor = transformers.AutoProcessor.from_pretrained(folder, **remote)
-        model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=wanted, **remote)
-    if not hasattr(processor, "image_processor"):
-        raise ModelError(
-            f"{name!r} has no image processor beside its tokenizer; its folder lacks preprocessor_config.json."
+        if not hasattr(processor, "image_processor"):
+            raise ModelError("there is no image processor beside its tokenizer; preprocessor_config.json is missing.")
+        model, found = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True, **remote
         )
+        _require_complete(found)
+        model = model.to(target).eval()
+    return Subject(model, processor, family, name)
+
+
+def _require_complete(found: dict[str, Any]) -> None:
+    """Nothing, if every weight came from the checkpoint: the library fills gaps with random numbers and goes on."""
+    missing = sorted(found.get("missing_keys", ()))
+    other = sorted(str(one[0]) for one in found.get("mismatched_keys", ()))
+    for keys, what in ((missing, "are not in its checkpoint"), (other, "have another shape in its checkpoint")):
+        if keys:
+            raise ModelError(
+                f"{len(keys)} of its weights {what}, the first {keys[0]!r}: the checkpoint is not of this config.json, or it is "
+                "incomplete; save or fetch it again."
+            )
+
+
+def _usable_device(device: str | None) -> str:
+    import torch
+
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Subject(model.to(target).eval(), processor, family, name)
+    try:
+        torch.zeros(1, device=target).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = shorten((str(error).strip().splitlines() or [""])[0].rstrip("."), 80)
+        raise ModelError(
+            f"device={target!r} cannot be used here ({reason}); try 'cpu', or leave it out to take a GPU where there is one."
+        ) from error
+    return target
 
 
 def _locate(name: str, *, dtype: str) -> tuple[str, str]:
@@ -123,9 +157,10 @@ def _typed(name: str) -> Iterator[None]:
         yield
     except ModelError as error:
         raise ModelError(f"{name!r}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
+    except Exception as error:
+        # Whatever lies in a folder is read by many parsers, each with errors of its own; all mean that it cannot be loaded.
         lines = str(error).strip().splitlines() or [""]
-        reason = lines[0].strip().rstrip(".")
+        reason = lines[0].strip().rstrip(".:")
         raise ModelError(
             f"{name!r} could not be loaded ({type(error).__name__}: {reason}). It must be a folder made with save_pretrained, "
             "holding the model and its processor, or the name of such a model on the hub with a network to reach it."
@@ -133,17 +168,27 @@ def _typed(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_processors() -> Iterator[None]:
-    """Hold back the notice that torchvision is absent: the PIL versions are used on purpose, and nothing is wrong."""
+def _quiet(*, bars: bool) -> Iterator[None]:
+    """Hold back what needs nobody's attention: that torchvision is absent, reports of what is raised here, and bars."""
+    from transformers.utils import logging as library
 
     def keep(line: logging.LogRecord) -> bool:
-        return "torchvision" not in line.getMessage().lower()
+        # The PIL image processors are used on purpose; missing weights become an error of their own.
+        text = line.getMessage()
+        return "torchvision" not in text.lower() and not (
+            "LOAD REPORT" in text and ("MISSING" in text or "MISMATCH" in text)
+        )
 
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("transformers")]
-    for one in loggers:
+    handlers = list(logging.getLogger("transformers").handlers)
+    shown = library.is_progress_bar_enabled()
+    for one in handlers:
         one.addFilter(keep)
+    if not bars:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        for one in loggers:
+        for one in handlers:
             one.removeFilter(keep)
+        if shown and not bars:
+            library.enable_progress_bar()

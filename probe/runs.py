@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
@@ -81,8 +82,10 @@ def run(
     Raises
     ------
     InputError, CaptureError, CertificateError
-        As ``read_image``, ``probe.record`` and its ``result`` do; and if ``answer`` is empty.
+        As ``read_image``, ``probe.record`` and its ``result`` do; if ``answer`` is empty, ``max_new_tokens`` is below 1, or the
+        prompt or answer holds an image placeholder of its own.
     """
+    _require_usable(subject, prompt, answer, max_new_tokens)
     picture = read_image(image)
     options: dict[str, Any] = {
         "layers": layers, "heads": heads, "queries": queries, "query_row": query_row, "offload": offload, "verify": verify,
@@ -97,13 +100,24 @@ def run(
     return Run(found.text, found, picture, prompt)
 
 
+def _require_usable(subject: Subject, prompt: str, answer: Any, max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be 1 or more, found {max_new_tokens}.")
+    mark = getattr(subject.processor, "image_token", None)
+    for name, text in (("prompt", prompt), ("answer", answer)):
+        if mark and isinstance(text, str) and mark in text:
+            raise InputError(
+                f"The {name} holds the image placeholder {mark!r}, which is put in where it belongs by itself; leave it out."
+            )
+
+
 def score_examples(
     subject: Subject,
     examples: Iterable[Example],
     *,
     prompt: str = "Describe the image.",
     metric: str | Sequence[str] = ("pointing", "auroc", "lift"),
-    reading: Literal["attention", "minus mean"] = "attention",
+    reading: Literal["minus mean", "attention"] = "minus mean",
     verify: Literal["sample", "all", "off"] = "sample",
     seed: int = 0,
 ) -> HeadScores:
@@ -125,7 +139,24 @@ def score_examples(
             yield found, [((one.start - cut, one.end - cut), one.mask) for one in example.phrases]
 
     first, second = tee(read())
-    return score_heads((one for one, _ in first), (two for _, two in second), metric=metric, reading=reading, seed=seed)
+    records, masks = (one for one, _ in first), (two for _, two in second)
+    with _threads_for(subject.model):
+        return score_heads(records, masks, metric=metric, reading=reading, seed=seed)
+
+
+@contextmanager
+def _threads_for(model: Any) -> Iterator[None]:
+    """One torch thread while a small model runs: sharing out tensors this small costs more than it gives, above all where
+    the other cores are busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    small = sum(one.numel() for one in model.parameters()) < 10_000_000
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class TrainingMeasurements:

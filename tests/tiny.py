@@ -78,14 +78,16 @@ def tiny_llava(
     text: str = "llama",
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
+    size: int = 32,
+    patch: int = 8,
     seed: int = 0,
     **text_options: Any,
 ) -> Subject:
-    """A random LLaVA of 3 layers x 4 heads over 2 key heads, on 32 x 32 pixels in patches of 8."""
+    """A random LLaVA of 3 layers x 4 heads over 2 key heads, on 32 x 32 pixels in patches of 8; the rest are text options."""
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    processor = tiny_processor(preparation=preparation)
+    processor = tiny_processor(preparation=preparation, size=size, patch=patch)
     tokenizer = processor.tokenizer
     # At the usual range of 0.02 attention is uniform and swapped heads would pass unnoticed.
     common = {"initializer_range": 0.3, "attn_implementation": attention}
@@ -94,8 +96,8 @@ def tiny_llava(
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
+        image_size=size,
+        patch_size=patch,
         **common,
     )
     options = {
@@ -106,7 +108,7 @@ def tiny_llava(
         "num_key_value_heads": 2,
         "head_dim": 8,
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 2048,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

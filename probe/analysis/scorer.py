@@ -246,16 +246,13 @@ def phrase_maps(layer: LayerAttention, tokens: Sequence[tuple[int, ...]], combin
     chosen = [one[:1] if combine == "first" else one for one in tokens]
     groups = {len(one): [i for i, two in enumerate(chosen) if len(two) == len(one)] for one in chosen}
     maps = layer.values.new_empty((layer.values.shape[1], len(tokens), *layer.grid.shape))
-    for count, phrases in groups.items():
+    for phrases in groups.values():
         picked = layer.values[:, :, [chosen[i] for i in phrases]]  # (timestep, head, phrase, token, row, col)
         picked = picked[0] if len(picked) == 1 else picked.mean(0)
-        if count == 1:
-            combined = picked[:, :, 0]
-        else:
-            combined = picked.amax(2) if combine == "max" else picked.mean(2)
+        reduced = picked.amax(2) if combine == "max" else picked.mean(2)
         if len(groups) == 1:
-            return combined
-        maps[:, phrases] = combined
+            return reduced
+        maps[:, phrases] = reduced
     return maps
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -104,31 +106,40 @@ def watch_generate(model: Any, observer: Observer) -> Iterator[None]:
                 _unshadow_generate(model)
 
 
-def _shadow_generate(model: Any, listening: list[Observer]) -> None:
-    users_own = model.__dict__.get("generate")
-    generate = model.generate
+class _Shadow:
+    """``model.generate`` with observers told before and after."""
 
-    def shadow(*args: Any, **kwargs: Any) -> Any:
-        told = list(listening)
+    def __init__(self, model: Any, listening: list[Observer]) -> None:
+        self.model, self.listening = model, listening
+        self.users_own, self.generate = model.__dict__.get("generate"), model.generate
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        told = list(self.listening)
         output = None
         try:
             for one in told:
                 one.generation_begins(args, kwargs)
-            output = generate(*args, **kwargs)
+            output = self.generate(*args, **kwargs)
         finally:
             for one in told:
                 one.generation_ends(output)
         return output
 
-    shadow._probe_users_own = users_own  # type: ignore[attr-defined]
-    model.__dict__["generate"] = shadow
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A copy of the model made inside the context must generate by itself, not through the original.
+        twin = memo.get(id(self.model), self.model)
+        return MethodType(type(twin).generate, twin) if self.users_own is None else copy.deepcopy(self.users_own, memo)
+
+
+def _shadow_generate(model: Any, listening: list[Observer]) -> None:
+    model.__dict__["generate"] = _Shadow(model, listening)
 
 
 def _unshadow_generate(model: Any) -> None:
     shadow = model.__dict__.get("generate")
-    if not hasattr(shadow, "_probe_users_own"):
+    if not isinstance(shadow, _Shadow):
         return  # the user replaced it meanwhile; theirs stays
-    if shadow._probe_users_own is None:
+    if shadow.users_own is None:
         del model.__dict__["generate"]
     else:
-        model.__dict__["generate"] = shadow._probe_users_own
+        model.__dict__["generate"] = shadow.users_own

@@ -290,14 +290,17 @@ class Recorder:
             self._take(module, call, wanted[start : start + _ROWS_AT_ONCE])
 
     def _take(self, module: nn.Module, call: AttentionCall, wanted: list[tuple[int, int]]) -> None:
-        device = call.query.device
-        rows = torch.tensor([row for row, _ in wanted], device=device)
-        heads = torch.tensor(self.heads, device=device)
+        device, heads = call.query.device, self.heads
+        # Wanted rows follow each other but in a prompt, where the image's are left out; a range needs no copy to the device.
+        first, last = wanted[0][0], wanted[-1][0]
+        rows = torch.arange(first, last + 1, device=device)
+        if len(wanted) <= last - first:
+            rows = torch.tensor([row for row, _ in wanted], device=device)
         weights = attention_rows(module, call, rows=rows, heads=heads)
         if module not in self.stores:
             assert self.layout is not None  # for the type checker: laid out before the first call
             keep = self._plan.keep if self._plan is not None else None
-            self.stores[module] = RowStore(self.layout, self.offload, lambda token: keep is None or token in keep)
+            self.stores[module] = RowStore(self.layout, self.offload, None if keep is None else keep.__contains__)
         self.stores[module].add(weights, [token for _, token in wanted])
         picked = self._sampled(len(wanted))
         if picked:

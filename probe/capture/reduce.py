@@ -5,14 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from probe.errors import CaptureError, InputError
-from probe.layout import Layout
+from probe.layout import REST_PLACES, Layout
 
 __all__ = ["Queries", "RowStore", "answer_tokens"]
 
@@ -74,82 +74,105 @@ def answer_tokens(queries: Any) -> tuple[int, ...]:
 class RowStore:
     """The rows of one layer, collected call by call.
 
+    Nothing here waits for the device: what has to be looked at is looked at in ``finished``.
+
     Attributes
     ----------
     layout : where the patches are among the keys.
     offload : True moves every row to host memory as soon as it is there.
+    keep : whether the row of a token is kept; ``None`` keeps all.
     """
 
     layout: Layout
     offload: bool
-    keep: Callable[[int], bool]
+    keep: Callable[[int], bool] | None = None
     tokens: list[int] = field(default_factory=list)
     count: int = 0
     _rows: list[list[Tensor]] = field(default_factory=list)
     _rest: list[list[Tensor]] = field(default_factory=list)
     _sums: list[Tensor] = field(default_factory=list)
-    _columns: dict[torch.device, list[Tensor]] = field(default_factory=dict)
+    _on_padding: list[Tensor] = field(default_factory=list)
 
     def add(self, weights: Tensor, tokens: Sequence[int]) -> None:
         """Take (head, row, key) weights whose rows stand for these tokens."""
-        self._require_no_padding(weights)
-        kept = [row for row, token in enumerate(tokens) if self.keep(token)]
-        columns = self._columns_on(weights.device)
+        columns = _columns_on(self.layout, weights.device)
         if not self._rows:
-            self._rows = [[] for _ in columns]
-            self._rest = [[] for _ in columns]
+            self._rows, self._rest = [[] for _ in columns], [[] for _ in columns]
+        if self.layout.padding:
+            self._on_padding.append(weights[..., list(self.layout.padding)].amax())
+        kept = list(range(len(tokens)))
+        if self.keep is not None:
+            kept = [row for row in kept if self.keep(tokens[row])]
+            self._add_to_sums([weights[..., places].sum(1) for places in columns])
+            weights = weights[:, kept]
         for view, places in enumerate(columns):
-            patches = weights[..., places]
-            total = patches.sum(1)
-            if len(self._sums) <= view:
-                self._sums.append(total)
-            else:
-                self._sums[view] = self._sums[view] + total
-            self._rows[view].append(self._moved(patches[:, kept]))
-            self._rest[view].append(self._moved(self._elsewhere(weights, view)[:, kept]))
+            self._rows[view].append(self._moved(weights[..., places]))
+            self._rest[view].append(self._moved(self._elsewhere(weights, view)))
         self.tokens += [tokens[row] for row in kept]
         self.count += len(tokens)
 
     def finished(self, view: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(head, token, patch) rows, (head, patch) mean over all tokens, (head, token, place) rest, in order of the tokens."""
+        """(head, token, patch) rows, (head, patch) mean over all tokens, (head, token, place) rest, in order of the calls.
+
+        Raises
+        ------
+        CaptureError
+            If padding was attended to, or a row is not a number.
+        """
         rows, rest = torch.cat(self._rows[view], dim=1), torch.cat(self._rest[view], dim=1)
-        mean = rows.mean(1) if self.count == rows.shape[1] else (self._sums[view] / self.count).to(rows.device)
-        return rows, mean, rest
-
-    def _columns_on(self, device: torch.device) -> list[Tensor]:
-        if device not in self._columns:
-            self._columns[device] = [torch.tensor(view.positions, device=device) for view in self.layout.views]
-        return self._columns[device]
-
-    def _moved(self, part: Tensor) -> Tensor:
-        return part.to("cpu", non_blocking=False) if self.offload else part
-
-    def _elsewhere(self, weights: Tensor, view: int) -> Tensor:
-        """(head, row, place): what fell on the first text token, on other text, and on image tokens outside this view."""
-        columns = self._columns_on(weights.device)
-        text = torch.ones(weights.shape[-1], dtype=torch.bool, device=weights.device)
-        others = torch.zeros_like(text)
-        for number, places in enumerate(columns):
-            text[places] = False
-            others[places] = number != view
-        text[list(self.layout.other)] = False
-        others[list(self.layout.other)] = True
-        bos = weights.new_zeros(weights.shape[:-1])
-        if self.layout.bos is not None:
-            text[self.layout.bos] = False
-            bos = weights[..., self.layout.bos]
-        return torch.stack([bos, weights[..., text].sum(-1), weights[..., others].sum(-1)], dim=-1)
-
-    def _require_no_padding(self, weights: Tensor) -> None:
-        if self.layout.padding:
-            mass = float(weights[..., list(self.layout.padding)].abs().max())
-            if mass > 0:
-                raise CaptureError(
-                    f"Padding receives attention (up to {mass:.2g}), so the mask that was given does not hide it; pass the "
-                    "processor's attention_mask to the model."
-                )
-        if bool(torch.isnan(weights).any()):
+        mean = rows.mean(1) if self.keep is None else (self._sums[view] / self.count).to(rows.device)
+        mass = max((float(one) for one in self._on_padding), default=0.0)
+        if mass > 0:
+            raise CaptureError(
+                f"Padding receives attention (up to {mass:.2g}), so the mask that was given does not hide it; pass the "
+                "processor's attention_mask to the model."
+            )
+        if bool(torch.isnan(mean).any() or torch.isnan(rest).any()):
             raise CaptureError(
                 "A recorded query row has every key masked, or the model itself computes NaN: its softmax is undefined. Check the "
                 "attention mask, and whether the model's output is finite."
             )
+        return rows, mean, rest
+
+    def _add_to_sums(self, totals: list[Tensor]) -> None:
+        self._sums = [a + b for a, b in zip(self._sums, totals, strict=True)] if self._sums else totals
+
+    def _moved(self, part: Tensor) -> Tensor:
+        # A slice would keep the whole row of keys alive.
+        return part.to("cpu") if self.offload and part.device.type != "cpu" else part.clone()
+
+    def _elsewhere(self, weights: Tensor, view: int) -> Tensor:
+        """(head, row, place): what fell on the first text token, on other text, and on image tokens outside this view."""
+        table = _places_on(self.layout, view, weights.device, weights.dtype)
+        rest = weights[..., : len(table)] @ table[: weights.shape[-1]]  # a prompt fed in chunks has fewer keys at first
+        # What comes after the prompt is text.
+        rest[..., REST_PLACES.index("text")] += weights[..., len(table) :].sum(-1)
+        return rest
+
+
+Columns = slice | Tensor
+
+
+@lru_cache(maxsize=64)
+def _columns_on(layout: Layout, device: torch.device) -> tuple[Columns, ...]:
+    """The key positions of each view's patches: a slice where they stand in a row, which needs no copy to read."""
+    found: list[Columns] = []
+    for view in layout.views:
+        first, last = view.positions[0], view.positions[-1]
+        together = view.positions == tuple(range(first, last + 1))
+        found.append(slice(first, last + 1) if together else torch.tensor(view.positions, device=device))
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def _places_on(layout: Layout, view: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(prompt position, place) table of 0 and 1: to which place of ``REST_PLACES`` each position of the prompt counts."""
+    place = ["text"] * layout.prompt_length
+    for number, one in enumerate(layout.views):
+        for position in one.positions:
+            place[position] = "own patches" if number == view else "other views"
+    for position in layout.other:
+        place[position] = "other views"
+    if layout.bos is not None:
+        place[layout.bos] = "bos"
+    return torch.tensor([[float(one == name) for name in REST_PLACES] for one in place], dtype=dtype).to(device)

@@ -72,8 +72,9 @@ class Sequence:
         grid = Preparation.unknown(frame).grid(patch_size(model))
         patches = positions
         other: tuple[int, ...] = ()
-        if family.class_token and len(positions) == grid.shape[0] * grid.shape[1] + 1:
-            # vision_feature_select_strategy "full" keeps the class token, in front of the patches.
+        full = getattr(model.config, "vision_feature_select_strategy", None) == "full"
+        if family.class_token and full and len(positions) == grid.shape[0] * grid.shape[1] + 1:
+            # This strategy keeps the class token, in front of the patches.
             patches, other = positions[1:], (positions[0],)
         padding = tuple(i for i, one in enumerate(self.attends or ()) if not one)
         first = next((i for i in range(len(self.prompt)) if i not in set(padding)), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,12 +52,26 @@ def spell(tokenizer: Any, ids: Sequence[int]) -> TokenText:
     text = ""
     spans: list[tuple[int, int] | None] = [None] * len(ids)
     waiting: list[int] = []
+    sound: int | None = None  # the last token that spelled something by itself
     for index, token in enumerate(ids):
         if token in special:
             continue
         waiting.append(index)
-        piece = stream.step(backend, int(token))
+        piece = _step(stream, backend, token)
+        if piece is _TAKEN_BACK:
+            # Bytes that are no character made the decoder take back what it had given: they become U+FFFD, and it starts anew,
+            # behind a token that it has seen, so that it does not take a blank for one at the beginning.
+            _give(spans, waiting[:-1], (len(text), len(text) + 1))
+            text += "\N{REPLACEMENT CHARACTER}" if waiting[:-1] else ""
+            waiting = [index]
+            stream = DecodeStream(skip_special_tokens=True)
+            if sound is not None:
+                _step(stream, backend, sound)
+            piece = _step(stream, backend, token)
+            piece = "\N{REPLACEMENT CHARACTER}" if piece is _TAKEN_BACK else piece
         if piece is not None:
+            if len(waiting) == 1 and not _BYTE.fullmatch(str(tokenizer.convert_ids_to_tokens(int(token)))):
+                sound = int(token)
             _give(spans, waiting, (len(text), len(text) + len(piece)))
             text += piece
             waiting = []
@@ -66,6 +81,22 @@ def spell(tokenizer: Any, ids: Sequence[int]) -> TokenText:
         _give(spans, waiting, (len(text), len(text) + len(rest)))
         text += rest
     return _stripped(tokenizer, ids, text, spans)
+
+
+# Llama-like vocabularies have a token for each byte, for what they cannot spell otherwise.
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_TAKEN_BACK = "\0taken back"
+
+
+def _step(stream: Any, backend: Any, token: int) -> str | None:
+    """What this token adds to the text; ``None`` if it waits for more; ``_TAKEN_BACK`` if it changes what was given before."""
+    try:
+        found: str | None = stream.step(backend, int(token))
+    except Exception as error:  # the library raises nothing more particular
+        if "Invalid prefix" not in str(error):
+            raise
+        return _TAKEN_BACK
+    return found
 
 
 def _give(spans: list[tuple[int, int] | None], waiting: list[int], span: tuple[int, int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ def tolerance_of(dtype: torch.dtype | None, kernel: str) -> float:
 
 
 @torch.no_grad()
-def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, heads: Tensor) -> Tensor:
+def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, heads: tuple[int, ...]) -> Tensor:
     """(head, row, key) attention weights of these query rows and heads, in float32 (float64 if the queries are).
 
     Parameters
@@ -43,9 +45,9 @@ def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, head
     compute = torch.float64 if call.query.dtype == torch.float64 else torch.float32
     scaling = call.options.get("scaling")
     scaling = call.query.shape[-1] ** -0.5 if scaling is None else scaling
-    query = call.query[0, heads][:, rows].to(compute)
-    key = call.key[0, _key_heads(call, heads)].to(compute)
-    logits = torch.einsum("hrc,hkc->hrk", query, key) * scaling
+    query = _of_heads(call.query[0].index_select(1, rows), heads).to(compute)
+    key = _of_heads(call.key[0], _key_heads(call, heads)).to(compute)
+    logits = torch.matmul(query, key.transpose(1, 2)) * scaling
     cap = call.options.get("softcap")
     if cap is not None and call.kernel.split("|")[-1] in _SOFTCAP_KERNELS:
         logits = torch.tanh(logits / cap) * cap
@@ -54,14 +56,15 @@ def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, head
 
 
 @torch.no_grad()
-def reproduction_error(call: AttentionCall, weights: Tensor, *, rows: Tensor, heads: Tensor) -> float:
+def reproduction_error(call: AttentionCall, weights: Tensor, *, rows: Tensor, heads: tuple[int, ...]) -> float:
     """Largest |weights times v - kernel output| of any head, relative to that head's largest |output| in these rows.
 
     ``weights`` are (head, row, key) as ``attention_rows`` gives them for the same rows and heads.
     """
-    value = call.value[0, _key_heads(call, heads)].to(weights.dtype)
-    rebuilt = torch.einsum("hrk,hkc->hrc", weights, value)
-    output = rearrange(call.output[0], "row head channel -> head row channel")[heads][:, rows].to(weights.dtype)
+    value = _of_heads(call.value[0], _key_heads(call, heads)).to(weights.dtype)
+    rebuilt = torch.matmul(weights, value)
+    output = rearrange(call.output[0].index_select(0, rows), "row head channel -> head row channel")
+    output = _of_heads(output, heads).to(weights.dtype)
     size = output.abs().amax(dim=(1, 2))
     off = (rebuilt - output).abs().amax(dim=(1, 2))
     # A head whose output is exactly zero is right only if the rebuilt one is zero too.
@@ -70,12 +73,24 @@ def reproduction_error(call: AttentionCall, weights: Tensor, *, rows: Tensor, he
     return float(torch.nan_to_num(relative, nan=torch.inf).max())
 
 
-def _key_heads(call: AttentionCall, heads: Tensor) -> Tensor:
+def _key_heads(call: AttentionCall, heads: tuple[int, ...]) -> tuple[int, ...]:
     """The key head that each query head reads: consecutive query heads share one (grouped queries)."""
     query_heads, key_heads = call.query.shape[1], call.key.shape[1]
     if query_heads % key_heads:
         raise CaptureError(f"{query_heads} query heads cannot share {key_heads} key heads evenly.")
-    return heads // (query_heads // key_heads)
+    return tuple(head // (query_heads // key_heads) for head in heads)
+
+
+def _of_heads(tensor: Tensor, heads: tuple[int, ...]) -> Tensor:
+    """These heads, along the first dimension; all of them in order is the tensor itself, since keys are large to copy."""
+    if heads == tuple(range(tensor.shape[0])):
+        return tensor
+    return tensor.index_select(0, _index(heads, tensor.device))
+
+
+@lru_cache(maxsize=256)
+def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(heads, device=device)
 
 
 def _require_understood(module: nn.Module, call: AttentionCall) -> None:
@@ -98,13 +113,13 @@ def _require_understood(module: nn.Module, call: AttentionCall) -> None:
             raise CaptureError(f"{type(module).__name__} gives its attention {name!r}, which is not understood yet.")
 
 
-def _masked(module: nn.Module, call: AttentionCall, logits: Tensor, *, rows: Tensor, heads: Tensor) -> Tensor:
+def _masked(module: nn.Module, call: AttentionCall, logits: Tensor, *, rows: Tensor, heads: tuple[int, ...]) -> Tensor:
     """(head, row, key) logits with everything that the kernel does not attend to at minus infinity or below."""
     mask, keys, queries = call.mask, call.key.shape[2], call.query.shape[2]
     if isinstance(mask, Tensor) and mask.ndim == 4:
         part = mask[0, :, :, :keys]
-        part = part.expand(call.query.shape[1], -1, -1)[heads]
-        part = part.expand(-1, queries, -1)[:, rows]
+        part = part if part.shape[1] == 1 else part.index_select(1, rows)
+        part = part if part.shape[0] == 1 else _of_heads(part, heads)
         return logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part.to(logits.dtype)
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         raise CaptureError(

@@ -72,9 +72,12 @@ def read_coco_folder(folder: str | Path, *, limit: int | None = None) -> Iterato
     Declared sizes are those after the EXIF orientation has been applied; an orientation that keeps the size cannot be
     checked, so annotations are taken to be in upright pixels.
 
-    Raises:
-        InputError: a file is missing, or something in it is wrong, with the file and the record.
-        FileError: a file or picture that cannot be read.
+    Raises
+    ------
+    InputError
+        A file is missing, or something in it is wrong, with the file and the record.
+    FileError
+        A file or picture that cannot be read.
     """
     if limit is not None and (type(limit) is not int or limit < 1):
         raise InputError(f"limit={limit!r} is not a number of examples: give a whole number from 1, or None for all")

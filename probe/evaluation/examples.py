@@ -35,9 +35,11 @@ class Example:
     `name` is unique in its data set; several examples can share a picture, and those have the same `image`, which is a
     path or a PIL image. All masks have one shape.
 
-    Raises:
-        InputError: a phrase that does not stand at its characters, or a mask that is not bool, not two-dimensional, or
-            of another size than its neighbours or the PIL image. A picture given as a path is not opened here.
+    Raises
+    ------
+    InputError
+        A phrase that does not stand at its characters, or a mask that is not bool, not two-dimensional, or
+        of another size than its neighbours or the PIL image. A picture given as a path is not opened here.
     """
 
     name: str

@@ -38,8 +38,10 @@ class JsonRecord:
     def get(self, key: str, kind: type, what: str) -> Any:
         """The field, certain to be of this type (a bool is no int).
 
-        Raises:
-            InputError: the record has no such field, or it is of another type.
+        Raises
+        ------
+        InputError
+            The record has no such field, or it is of another type.
         """
         if key not in self.fields:
             raise self.error(f"it has no {key!r}; it needs {what}")
@@ -51,8 +53,10 @@ class JsonRecord:
     def integer(self, key: str, *, low: int | None = None) -> int:
         """The whole number in this field, at least `low`.
 
-        Raises:
-            InputError: no whole number is there, or it is smaller.
+        Raises
+        ------
+        InputError
+            No whole number is there, or it is smaller.
         """
         what = "a whole number" if low is None else f"a whole number of at least {low}"
         value = self.get(key, int, what)
@@ -63,8 +67,10 @@ class JsonRecord:
     def text(self, key: str) -> str:
         """The text in this field, printable and not empty.
 
-        Raises:
-            InputError: no text is there, or it is blank or holds control characters.
+        Raises
+        ------
+        InputError
+            No text is there, or it is blank or holds control characters.
         """
         value = self.get(key, str, "a text")
         # Line breaks occur in honest captions; terminal escapes and half characters do not.
@@ -75,8 +81,10 @@ class JsonRecord:
     def integers(self, key: str) -> list[int]:
         """The list of whole numbers in this field.
 
-        Raises:
-            InputError: no list is there, or something else is in it.
+        Raises
+        ------
+        InputError
+            No list is there, or something else is in it.
         """
         values = self.get(key, list, "a list of whole numbers")
         for value in values:
@@ -88,9 +96,12 @@ class JsonRecord:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
-    Raises:
-        FileError: the file cannot be opened, or is no ordinary file.
-        InputError: what it holds is not UTF-8, not JSON, nested too deeply, has NaN in it, or is not an object.
+    Raises
+    ------
+    FileError
+        The file cannot be opened, or is no ordinary file.
+    InputError
+        What it holds is not UTF-8, not JSON, nested too deeply, has NaN in it, or is not an object.
     """
     name = repr(str(path))
     try:
@@ -118,8 +129,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def records_in(path: Path, content: dict[str, Any], key: str, kind: str) -> Iterator[JsonRecord]:
     """The records of one list of a file, in order.
 
-    Raises:
-        InputError: the list is missing, or something in it is not an object.
+    Raises
+    ------
+    InputError
+        The list is missing, or something in it is not an object.
     """
     if not isinstance(content.get(key), list):
         found = (

@@ -46,5 +46,7 @@ def lab_settings(name: str) -> SceneSettings:
         If there is no lab data set of that name.
     """
     if name not in LAB_SETS:
-        raise InputError(f"There is no data set {name!r}; the lab has {', '.join(LAB_SETS)}.{did_you_mean(name, LAB_SETS)}")
+        raise InputError(
+            f"There is no data set {name!r}; the lab has {', '.join(LAB_SETS)}.{did_you_mean(name, LAB_SETS)}"
+        )
     return LAB_SETS[name]

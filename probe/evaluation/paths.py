@@ -12,8 +12,10 @@ __all__ = ["file_inside"]
 def file_inside(root: Path, folders: tuple[str, ...], record: JsonRecord, name: str) -> Path:
     """The file of this name, in the first of these folders of the root that has it; links resolved.
 
-    Raises:
-        InputError: no folder has it, or the name or a link leads out of the root.
+    Raises
+    ------
+    InputError
+        No folder has it, or the name or a link leads out of the root.
     """
     # Both kinds of path, since a data set is written on one system and read on another.
     for pure in (PurePosixPath(name), PureWindowsPath(name)):

@@ -24,8 +24,10 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     `segmentation` is what COCO keeps under that key: a list of polygons [x1, y1, x2, y2, ...] in pixels, or a dictionary
     with "size" [height, width] and "counts", a list of run lengths down the columns or their compressed text.
 
-    Raises:
-        InputError: anything else, with the reason; the caller adds the file and the record.
+    Raises
+    ------
+    InputError
+        Anything else, with the reason; the caller adds the file and the record.
     """
     if isinstance(segmentation, list):
         return _polygon_mask(segmentation, size)

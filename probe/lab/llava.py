@@ -131,6 +131,7 @@ def save_folder(out: str | Path, model: Any, processor: Any) -> None:
     """
     with without_progress_bars():
         model.save_pretrained(out, state_dict=_halved(model))
+    (Path(out) / WEIGHTS_FILE).chmod(0o644)  # safetensors writes for the owner alone, and packages keep that
     processor.save_pretrained(out)
 
 
@@ -141,6 +142,7 @@ def save_snapshot(out: str | Path, step: int, model: Any) -> Path:
     with tempfile.TemporaryDirectory(dir=place) as beside, without_progress_bars():
         model.save_pretrained(beside, state_dict=_halved(model))
         (Path(beside) / WEIGHTS_FILE).replace(place / WEIGHTS_FILE)
+    (place / WEIGHTS_FILE).chmod(0o644)
     return place
 
 

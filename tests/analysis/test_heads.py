@@ -1,4 +1,4 @@
-"""score_heads against record.minus_mean() and plain loops; planted heads; the two halves; what is refused."""
+"""score_heads against record.minus_mean() and plain loops; planted heads; the two halves; streaming."""
 
 from __future__ import annotations
 
@@ -12,69 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from probe.analysis import HeadScores, score_heads
+from probe.analysis import score_heads
 from probe.analysis.metrics import METRICS
 from probe.analysis.targets import Target, resize_masks
-from probe.attention import AttentionRecord, LayerAttention
-from probe.errors import InputError
+from probe.attention import AttentionRecord
 from probe.layout import PatchGrid
+from tests.analysis.images import PHRASES, SIZES, make_images, make_masks, plain, plant, score
 from tests.records import make_grid, make_record
-
-PHRASES = ("red circle", "blue square")
-SIZES = ((32, 32), (24, 40), (32, 32), (40, 24), (16, 16))
-
-
-def make_masks(index: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(index)
-    masks = {phrase: np.zeros(size, dtype=bool) for phrase in PHRASES}
-    for mask in masks.values():
-        top, left = rng.integers(0, size[0] - 8), rng.integers(0, size[1] - 8)
-        mask[top : top + 8, left : left + 8] = True
-    return masks
-
-
-def make_images(count: int, *, patch: int | None = None) -> list[tuple[AttentionRecord, dict[str, np.ndarray]]]:
-    """Random records of images of several sizes and grids, with two masks each; on coarse grids, or patches of that many pixels."""
-    images = []
-    for index in range(count):
-        size = SIZES[index % len(SIZES)]
-        shape = (size[0] // patch, size[1] // patch) if patch else (4 + index % 2, 5)
-        record = make_record(seed=index, grid=make_grid(*shape, image_size=size))
-        images.append((record, make_masks(index, size)))
-    return images
-
-
-def plant(
-    record: AttentionRecord, masks: dict[str, np.ndarray], *, layer: int, head: int, factor: float = 1.0
-) -> AttentionRecord:
-    """The record with one head that looks at each phrase's mask while its words are said."""
-    target = Target.from_masks(record.layers[0].grid, np.stack(list(masks.values())))
-    one = record.layers[layer]
-    values = one.values.clone()
-    for (_, end), share in zip(((2, 12), (19, 30)), target.share, strict=True):
-        tokens = [
-            i for i, span in enumerate(record.spans) if span[1] <= end and span[1] > end - 11 and span[1] > span[0]
-        ]
-        values[0, head, tokens] = factor * share.to(values.dtype)
-    changed = replace(one, values=values, token_mean=values.mean(2))
-    return replace(record, layers=(*record.layers[:layer], changed, *record.layers[layer + 1 :]))
-
-
-def score(images: list, **options: Any) -> HeadScores:
-    return score_heads([record for record, _ in images], [masks for _, masks in images], replicates=50, **options)
-
-
-def plain(images: list, metric: str, pick: Any, *, combine: str = "mean", minus: bool = True) -> float:
-    """Mean over phrases of one reading, by the record's own methods, phrase by phrase."""
-    found = []
-    for record, masks in images:
-        source = record.minus_mean() if minus else record
-        for phrase, mask in masks.items():
-            values = source[phrase].stack()[:, 0]  # (layer, head, token, row, col)
-            tokens = {"mean": lambda v: v.mean(2), "first": lambda v: v[:, :, 0], "max": lambda v: v.amax(2)}[combine]
-            target = Target.from_masks(record.layers[0].grid, mask)
-            found.append(METRICS[metric](pick(tokens(values)), target).item())
-    return float(np.nanmean(found))
 
 
 @pytest.mark.parametrize("combine", ["mean", "first", "max"])
@@ -195,59 +139,12 @@ def test_the_frame_the_grid_and_the_readings_agree() -> None:
     assert str(interval) in repr(scores)
 
 
-def test_layers_may_have_different_numbers_of_heads() -> None:
-    images = [(replace(r, layers=(r.layers[0], r.select(layers=1, heads=[2]).layers[0])), m) for r, m in make_images(3)]
-    scores = score(images, metric="auroc")
-    value, low, high = scores.grid()
-    for grid in (value, low, high):
-        assert np.isnan(grid).tolist() == [[False] * 3, [False, True, True]]
-    assert scores.heads == ((0, 1, 2), (2,))
-    assert scores.to_frame().query("kind == 'head'")["head"].tolist() == [0, 1, 2, 2]
-    full = score(make_images(3), metric="auroc").grid()[0]
-    assert value[1, 0] == full[1, 2]
-
-
-def test_timesteps_are_averaged_first() -> None:
-    def doubled(one: LayerAttention) -> LayerAttention:
-        steps = {
-            name: torch.cat([getattr(one, name) * 0.5, getattr(one, name) * 1.5])
-            for name in ("values", "token_mean", "rest")
-        }
-        return replace(one, **steps)
-
-    images = make_images(3)
-    stepped = [(replace(record, layers=tuple(map(doubled, record.layers))), masks) for record, masks in images]
-    assert np.allclose(score(stepped, metric="lift").grid()[0], score(images, metric="lift").grid()[0], atol=1e-5)
-
-
 def test_one_image_has_values_but_no_intervals_and_no_held_out_half() -> None:
     scores = score(make_images(1))
     assert not isnan(scores.reading("minus_mean").value)
     assert isnan(scores.reading("minus_mean").low)
     assert isnan(scores.reading("best_head_held_out").value)
     assert isnan(scores.reading("shuffled").value)
-
-
-def test_what_cannot_be_scored_is_counted_and_not_a_zero() -> None:
-    images = make_images(4)
-    record, masks = images[1]
-    short = make_record(text="circle", grid=record.layers[0].grid, seed=9).select(tokens=[0])
-    layers = tuple(replace(one, token_mean=one.values[:, :, 0]) for one in short.layers)
-    images[1] = (replace(short, layers=layers), {"circle": masks["red circle"]})
-    images[2] = (images[2][0], {})
-    images[3] = (images[3][0], {**images[3][1], "blue square": np.zeros(images[3][0].image_size, bool)})
-    scores = score(images)
-    assert (scores.images, scores.phrases) == (4, 5)
-    assert scores.reading("mean_map").phrases == 4
-    assert scores.reading("minus_mean").phrases == 3
-    assert scores.reading("chance").phrases == 4
-    assert scores.left_out == {
-        "minus_mean: the answer has one token, and one map minus its own mean is zero (images)": 1,
-        "no phrase (images)": 1,
-        "pointing: the mask is empty (phrases)": 1,
-        "pointing_bicubic: the mask is empty (phrases)": 1,
-    }
-    assert "left out: 1 - no phrase (images)" in repr(scores)
 
 
 def test_generators_are_read_in_step_and_nothing_is_kept() -> None:
@@ -286,69 +183,6 @@ def test_seed_and_confidence_change_the_interval_alone() -> None:
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
-def refused(images: list, message: str, **options: Any) -> None:
-    with pytest.raises(InputError, match=message):
-        score(images, **options)
-
-
-def test_records_that_do_not_belong_in_one_table_are_refused_by_name() -> None:
-    images = make_images(2)
-    record, masks = images[1]
-    for other, message in (
-        (record.select(layers=[0]), "Image 1: the record has 1 layers with .3. heads but image 0 has 2 layers"),
-        (record.select(heads=[0, 2]), r"Image 1: the record has 2 layers with \[2, 2\] heads"),
-        (record.select(layers=[1, 0]), "Image 1: .*'layers.1.self_attn' instead of 'layers.0.self_attn'"),
-        (replace(record, query_row="own"), "Image 1: the record's query_row is 'own' but image 0 has 'predicting'"),
-        (replace(record, softmax_over="tokens"), "softmax_over is 'tokens' but image 0 has 'sequence'"),
-        (replace(record, quantity="relevance"), "quantity is 'relevance'"),
-        (record.minus_mean(), "Image 1: the record's mean map is subtracted already"),
-    ):
-        refused([images[0], (other, masks)], message)
-    coarse = make_record(grid=make_grid(2, 2, image_size=record.image_size)).layers[0]
-    refused(
-        [(replace(record, layers=(record.layers[0], coarse)), masks)], r"grid of \(5, 5\).*on \(2, 2\); score one view"
-    )
-    thumbnail = replace(record.layers[1], view="thumbnail")
-    refused([(replace(record, layers=(record.layers[0], thumbnail)), masks)], "Image 0: .*'thumbnail'.*record.select")
-
-
-def test_bad_masks_and_phrases_are_refused_by_image() -> None:
-    images = make_images(3)
-    record, masks = images[2]
-    refused([*images[:2], (record, {"green": masks["red circle"]})], "Image 2: The phrase 'green' is not in the text")
-    refused(
-        [*images[:2], (record, {"red": np.zeros((3, 4), bool)})],
-        "Image 2: The mask of 'red' is 3 x 4 but the image is 32 x 32",
-    )
-
-
-def test_unusable_arguments_are_refused() -> None:
-    images = make_images(2)
-    records, masks = [r for r, _ in images], [m for _, m in images]
-    refused([], "There is no image to score")
-    refused(images, "No metric 'pointin'.*Did you mean 'pointing'", metric="pointin")
-    refused(images, "No metric asked for", metric=())
-    refused(images, "reading must be one of 'attention', 'minus mean'; found 'minus_mean'", reading="minus_mean")
-    refused(images, "combine must be one of", combine="sum")
-    refused(images, "confidence must lie between 0 and 1", confidence=95)
-    for left, right, message in (
-        (records, masks[:1], "There are 1 masks but more records: image 1 has none"),
-        (records[:1], masks, "There are 1 records but more masks"),
-        (records[0], [masks[0]], r"give \[record\] and \[masks\]"),
-        ([records[0]], masks[0], r"give \[record\] and \[masks\]"),
-        (["photo.jpg"], masks[:1], "Image 0: expected an AttentionRecord, found str"),
-    ):
-        with pytest.raises(InputError, match=message):
-            score_heads(left, right)  # type: ignore[arg-type]
-    scores = score(images)
-    with pytest.raises(InputError, match="No row 'minus_meen'.*Did you mean 'minus_mean'"):
-        scores.reading("minus_meen")
-    with pytest.raises(InputError, match="No scores for 'auroc'; there are pointing"):
-        scores.grid("auroc")
-    with pytest.raises(InputError, match="split must be 'all' or 'held-out', found 'heldout'"):
-        scores.top(split="heldout")  # type: ignore[arg-type]
-
-
 def test_padding_that_shines_does_not_win() -> None:
     grid = PatchGrid.from_affine((16, 32), shape=(8, 8), patch_size=4, offset=(8.0, 0.0))
     masks = make_masks(0, (16, 32))
@@ -360,14 +194,3 @@ def test_padding_that_shines_does_not_win() -> None:
     ]
     for metric in pair[0].metrics:
         assert np.allclose(pair[0].grid(metric)[0], pair[1].grid(metric)[0], atol=1e-6)
-
-
-def test_the_size_of_the_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = make_images(3)
-    ragged = [(replace(r, layers=(r.layers[0], r.select(layers=1, heads=[2]).layers[0])), m) for r, m in images]
-    for given in (images, ragged):
-        frames = []
-        for numbers in (1, 2**22):
-            monkeypatch.setattr("probe.analysis.scorer.CHUNK", numbers)
-            frames.append(score(given, metric=("pointing", "auroc")).to_frame())
-        assert np.allclose(frames[0].value, frames[1].value, atol=1e-6)

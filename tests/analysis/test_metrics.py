@@ -273,7 +273,7 @@ def test_many_masks_covering_everything_are_exactly_full() -> None:
 
 def test_unknown_metric_and_wrong_grid_are_named() -> None:
     maps, target = random_case(0, "squash")
-    with pytest.raises(InputError, match="No metric 'aurok'.*Did you mean 'auroc'"):
+    with pytest.raises(InputError, match=r"No metric 'aurok'.*Did you mean 'auroc'"):
         score(["aurok"], maps, target)
     with pytest.raises(InputError, match=r"\(3, 4\) but the masks' grid is \(4, 4\)"):
         score(["auroc"], maps[..., 1:, :], target)

@@ -89,7 +89,7 @@ def test_memory_does_not_grow_with_images() -> None:
 
 
 def test_unusable_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="confidence must lie between 0 and 1.*95"):
+    with pytest.raises(InputError, match=r"confidence must lie between 0 and 1.*95"):
         PoissonBootstrap(1).intervals(confidence=95)
     with pytest.raises(InputError, match="replicates must be at least 1"):
         PoissonBootstrap(1, replicates=0)

@@ -50,10 +50,11 @@ def test_unusable_keys_say_what_to_do(key: object, message: str) -> None:
 def test_pairs_and_mappings_are_read_alike() -> None:
     mask = EMPTY.copy()
     mask[3] = True
+    as_tensor = torch.as_tensor(mask) * 1
     for given in (
         {"red": mask, "blue": EMPTY},
         [("red", mask), ("blue", EMPTY)],
-        [("red", torch.as_tensor(mask) * 1), ("blue", EMPTY)],
+        [("red", as_tensor), ("blue", EMPTY)],
     ):
         tokens, masks = read_masks(RECORD, given)
         assert tokens == [(1,), (5,)]

@@ -51,7 +51,14 @@ def random_answer(subject: Subject, rng: random.Random, *, longest: int = 8) -> 
 
 def read(subject: Subject, inputs: dict[str, Any], ids: list[int], **options: Any) -> AttentionRecord:
     """The record of one pass over prompt and answer."""
-    settings = {"layers": None, "heads": None, "queries": "answer", "query_row": None, "offload": False, "verify": "all"} | options
+    settings = {
+        "layers": None,
+        "heads": None,
+        "queries": "answer",
+        "query_row": None,
+        "offload": False,
+        "verify": "all",
+    } | options
     start = inputs["input_ids"].shape[1]
     with torch.inference_mode(), Recorder(subject.model, subject.processor, **settings, answer_start=start) as recorder:
         subject.model(**with_answer(inputs, ids), use_cache=False)

@@ -39,7 +39,11 @@ def test_generating_equals_reading(dtype, query_row, sampled):
         torch.manual_seed(seed)
         with probe.record(subject, query_row=query_row, verify="all") as recorder:
             output = subject.model.generate(
-                **inputs, max_new_tokens=10, do_sample=sampled, temperature=3.0 if sampled else None, suppress_tokens=[3]
+                **inputs,
+                max_new_tokens=10,
+                do_sample=sampled,
+                temperature=3.0 if sampled else None,
+                suppress_tokens=[3],
             )
         generated = recorder.result()
         ids = output[0, inputs["input_ids"].shape[1] :].tolist()
@@ -60,17 +64,14 @@ def test_own_rows_of_run_cover_the_last_token_too():
         torch.testing.assert_close(one.values[:, :, :-1], other.values[:, :, 1:], atol=2e-5, rtol=0)
 
 
-def test_chunked_prefill_and_a_static_cache_change_nothing():
+def test_a_static_cache_changes_nothing():
     subject = tiny_llava(seed=2)
     inputs = inputs_of(subject, picture())
     with probe.record(subject, verify="all") as plain:
         subject.model.generate(**inputs, max_new_tokens=6, do_sample=False)
-    for options in ({"cache_implementation": "static"}, {"cache_implementation": "offloaded"}):
-        if "offloaded" in options.values() and not torch.cuda.is_available():
-            continue
-        with probe.record(subject, verify="all") as other:
-            subject.model.generate(**inputs, max_new_tokens=6, do_sample=False, **options)
-        _same(plain.result(), other.result(), 2e-5)
+    with probe.record(subject, verify="all") as other:
+        subject.model.generate(**inputs, max_new_tokens=6, do_sample=False, cache_implementation="static")
+    _same(plain.result(), other.result(), 2e-5)
 
 
 def test_dictionary_output_and_positional_ids_are_read_alike():
@@ -88,12 +89,9 @@ def test_dictionary_output_and_positional_ids_are_read_alike():
 
 def test_an_answer_that_ends_at_once_is_called_empty():
     subject = tiny_llava(seed=4)
-    inputs = inputs_of(subject, picture())
     with probe.record(subject) as recorder:
-        subject.model.generate(**inputs, max_new_tokens=5, do_sample=False, forced_eos_token_id=2, suppress_tokens=list(range(3, 300)))
-    ids = recorder.output_ids[inputs["input_ids"].shape[1] :]
-    if set(ids) <= {0, 1, 2}:
-        with pytest.raises(probe.ProbeError, match=r"The answer is empty: the model gave only \["):
-            recorder.result()
-    else:
-        assert recorder.result().text
+        subject.model.generate(
+            **inputs_of(subject, picture()), max_new_tokens=5, do_sample=False, suppress_tokens=[0, 1, *range(3, 330)]
+        )
+    with pytest.raises(probe.ProbeError, match=r"The answer is empty: the model gave only \['</s>'\]"):
+        recorder.result()

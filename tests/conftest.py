@@ -1,0 +1,79 @@
+"""Fixtures for tests that go through the shell: a checkpoint folder, photographs, and `probe` itself, in this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything is imported that reads them: no test may reach for the network or a screen.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def coco_mini():
+    """The folder of real photographs with masks and captions."""
+    folder = DATA / "coco-mini"
+    if not (folder / "instances.json").is_file():
+        pytest.skip(f"the photographs are not here: {folder} is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """``checkpoint("crop")``: a LLaVA folder as `save_pretrained` makes it; random weights, real processor and chat template."""
+    from tests.tiny import tiny_llava
+
+    made = {}
+
+    def make(preparation="crop"):
+        if preparation not in made:
+            subject = tiny_llava(preparation=preparation)
+            made[preparation] = tmp_path_factory.mktemp("checkpoints") / preparation
+            subject.model.save_pretrained(made[preparation])
+            subject.processor.save_pretrained(made[preparation])
+        return made[preparation]
+
+    return make
+
+
+@pytest.fixture
+def shell(capsys):
+    """``shell("score", "--limit", 3)``: exit code, standard output and standard error of that command, in this process."""
+    import torch
+
+    from probe.cli import main
+
+    torch.set_num_threads(1)
+
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            code = main([str(one) for one in argv])
+        except SystemExit as ended:  # --help and --version end the process
+            code = ended.code
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return run
+
+
+@pytest.fixture
+def refused(shell, tmp_path):
+    """``refused("score", "--limit", 0)``: the one line, certain to be all there is, with nothing written into ``--out``."""
+    out = tmp_path / "out"
+
+    def run(*argv, writes=True):
+        code, printed, noise = shell(*argv, *(["--out", out] if writes else []))
+        assert (code, printed) == (2, ""), noise
+        assert noise.startswith("probe: ")
+        assert noise.count("\n") == 1, noise
+        assert "Traceback" not in noise
+        assert not out.exists() or not list(out.rglob("*.*"))
+        return noise[len("probe: ") : -1]
+
+    return run

@@ -1,0 +1,125 @@
+"""`probe lab` and data sets through the shell: scenes written and read back, and a training that stops and goes on."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+
+import numpy as np
+import pytest
+
+import probe
+from probe.evaluation.coco import read_coco_folder
+from probe.evaluation.lab import read_lab
+from probe.lab import training
+
+
+@pytest.fixture
+def scene_folder(shell, tmp_path):
+    folder = tmp_path / "scenes"
+    code, _, noise = shell("lab", "scenes", "--out", folder, "--count", 3, "--seed", 5)
+    assert (code, noise) == (0, "")
+    return folder
+
+
+def test_written_scenes_are_read_back_with_the_same_phrases_and_masks(shell, scene_folder):
+    drawn, read = list(read_lab(limit=3, seed=5)), list(read_coco_folder(scene_folder))
+    assert len(read) == 3
+    for first, second in zip(drawn, read, strict=True):
+        assert first.text == second.text
+        assert [(one.text, one.start, one.end) for one in first.phrases] == [
+            (one.text, one.start, one.end) for one in second.phrases
+        ]
+        assert all(np.array_equal(a.mask, b.mask) for a, b in zip(first.phrases, second.phrases, strict=True))
+    from_folder = json.loads(shell("score", "--data", scene_folder, "--metric", "auroc", "--json")[1])
+    from_lab = json.loads(shell("score", "--limit", 3, "--seed", 5, "--metric", "auroc", "--json")[1])
+    assert from_folder["auroc"]["mean_map"]["value"] == from_lab["auroc"]["mean_map"]["value"]
+    # The bootstrap draws images by the seed, which differs.
+    assert from_folder["phrases"] == from_lab["phrases"]
+
+
+def test_a_mask_of_another_size(refused, scene_folder):
+    path = scene_folder / "instances.json"
+    table = json.loads(path.read_text(encoding="utf-8"))
+    table["annotations"][0]["segmentation"]["size"] = [100, 200]
+    path.write_text(json.dumps(table), encoding="utf-8")
+    message = refused("score", "--data", scene_folder)
+    assert "[100, 200]" in message
+    assert "[256, 256]" in message
+    assert "instances.json" in message
+
+
+def test_a_folder_that_is_no_data_set(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "instances.json" in refused("score", "--data", tmp_path / "empty")
+    assert "no such folder" in refused("score", "--data", tmp_path / "nowhere")
+
+
+def test_scenes_never_replace_what_is_there(shell, scene_folder):
+    before = sorted(one.name for one in scene_folder.rglob("*"))
+    code, _, noise = shell("lab", "scenes", "--out", scene_folder, "--count", 1)
+    assert code == 2
+    assert "exists already" in noise
+    assert sorted(one.name for one in scene_folder.rglob("*")) == before
+
+
+@pytest.fixture
+def quick_training(monkeypatch):
+    """`train_llava` with batches of 4 and a checkpoint at every step."""
+    quick = functools.partial(training.train_llava, batch_size=4, save_every=1)
+    monkeypatch.setattr(training, "train_llava", quick)
+    return quick
+
+
+def _table(folder):
+    with (folder / "training.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+TRAIN = ("lab", "train", "llava", "--steps", 3, "--measure", 4)
+
+
+def test_a_training_is_measured_and_leaves_a_model_that_the_other_commands_take(shell, quick_training, tmp_path):
+    code, printed, noise = shell(*TRAIN, "--out", tmp_path / "model", "--json")
+    assert (code, noise, printed.count("\n")) == (0, "", 1)
+    rows = json.loads(printed)["rows"]
+    assert [one["step"] for one in rows] == [0, 3]
+    for row in rows:
+        assert 1 < row["loss"] < 6
+        assert 0 <= row["chance_low"] <= row["chance"] <= row["chance_high"] <= 1
+        assert {"mean_map", "minus_mean", "best_head_held_out", "oracle_patch"} <= set(row)
+    kept = _table(tmp_path / "model")
+    assert [int(one["step"]) for one in kept] == [0, 3]
+    assert [float(one["loss"]) for one in kept] == [one["loss"] for one in rows]
+    assert probe.load_model(tmp_path / "model").family.name == "llava"
+    # The same command again does nothing but say it once more, as a table.
+    before = {one: one.stat().st_mtime_ns for one in (tmp_path / "model").rglob("*")}
+    code, table, noise = shell(*TRAIN, "--out", tmp_path / "model")
+    assert (code, noise) == (0, "")
+    assert {one: one.stat().st_mtime_ns for one in (tmp_path / "model").rglob("*")} == before
+    assert f"{rows[1]['loss']:.3f}" in table
+    # Another training is not mixed into it.
+    code, _, noise = shell("lab", "train", "llava", "--steps", 4, "--measure", 4, "--out", tmp_path / "model")
+    assert (code, noise.count("\n")) == (2, 1)
+    assert "holds a run with steps=3" in noise
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_end(shell, quick_training, monkeypatch, tmp_path):
+    assert shell(*TRAIN, "--out", tmp_path / "whole")[0] == 0
+
+    def stopped(*args, on_step, **options):
+        def stop(step, loss):
+            on_step(step, loss)
+            if step == 3:
+                raise KeyboardInterrupt
+
+        return quick_training(*args, on_step=stop, **options)
+
+    monkeypatch.setattr(training, "train_llava", stopped)
+    assert shell(*TRAIN, "--out", tmp_path / "broken") == (130, "", "probe: interrupted\n")
+    assert [one["step"] for one in _table(tmp_path / "broken")] == ["0"]
+    monkeypatch.setattr(training, "train_llava", quick_training)
+    code, _, noise = shell(*TRAIN, "--out", tmp_path / "broken")
+    assert (code, noise) == (0, "")
+    assert _table(tmp_path / "broken") == _table(tmp_path / "whole")
