@@ -14,7 +14,7 @@ from torch import Tensor
 from probe.errors import InputError, did_you_mean
 from probe.layout import REST_PLACES, Indices, PatchGrid, resolve_indices
 from probe.provenance import Certificate, Source
-from probe.text import find_phrase, nearby_phrases, shorten
+from probe.text import phrase_span, shorten
 
 __all__ = ["AttentionRecord", "LayerAttention"]
 
@@ -190,19 +190,7 @@ class AttentionRecord:
             raise InputError(
                 f"record[{phrase!r}] is not a phrase; give words of the text, or tokens by number with select(tokens=...)."
             )
-        found = find_phrase(self.text, wanted)
-        if not found:
-            raise InputError(
-                f"The phrase {wanted!r} is not in the text {shorten(self.text)!r}."
-                + did_you_mean(wanted, nearby_phrases(self.text, wanted))
-            )
-        if occurrence is None and len(found) > 1:
-            raise InputError(
-                f"The phrase {wanted!r} is {len(found)} times in {shorten(self.text)!r}, at characters {found}; choose one with "
-                f"record[{wanted!r}, 0] to record[{wanted!r}, {len(found) - 1}]."
-            )
-        [index] = resolve_indices(occurrence or 0, len(found), what=f"occurrence of {wanted!r}")
-        return self.select(tokens=self.tokens_of(*found[index]))
+        return self.select(tokens=self.tokens_of(*phrase_span(self.text, wanted, occurrence=occurrence)))
 
     def minus_mean(self) -> AttentionRecord:
         """The record with each head's mean map over the whole answer subtracted: Eq. 3 of Cao et al., arXiv 2410.08209.

@@ -130,8 +130,7 @@ def _parser() -> tuple[Any, dict[str, _Verb]]:
 
 def _parser_class() -> Any:
     """jsonargparse's parser, with a help that shows choices and defaults but no Python types."""
-    from jsonargparse import ArgumentParser
-    from jsonargparse._formatters import DefaultHelpFormatter
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     class Help(DefaultHelpFormatter):
         def _get_help_string(self, action: Any) -> str:
@@ -143,8 +142,8 @@ def _parser_class() -> Any:
         def __init__(self, **options: Any) -> None:
             super().__init__(formatter_class=Help, **options)
 
-        def format_help(self) -> str:
-            return re.sub(r"--\w+", lambda one: one[0].replace("_", "-"), super().format_help())
+        def format_help(self, *given: Any, **options: Any) -> str:
+            return re.sub(r"--\w+", lambda one: one[0].replace("_", "-"), super().format_help(*given, **options))
 
     return Parser
 

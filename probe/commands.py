@@ -258,7 +258,8 @@ def lab_scenes(*, out: str = "runs/scenes", data: str = "lab", count: int = 100,
         Which scenes.
     """
     from probe.evaluation.lab import lab_settings
-    from probe.lab.scenes import scenes, write_folder
+    from probe.lab.folders import write_folder
+    from probe.lab.scenes import scenes
 
     _at_least("--count", count, 1)
     drawn = scenes(count, split="test", seed=seed, settings=lab_settings(data))

@@ -85,7 +85,7 @@ def _draw_scenes(subject: Subject, out: Path, *, seed: int) -> tuple[list[Path],
             said = [one for one in example.phrases if len(find_phrase(found.text, one.text)) == 1]
             if len(said) < 2 and index < _LOOKED_AT:
                 continue
-            wanted = [one.text for one in said] or [(found.text.split()[0], 0)]
+            wanted: list[str | tuple[str, int]] = [one.text for one in said] or [(found.text.split()[0], 0)]
             masks = [one.mask for one in said] if said else None
             axes = phrases(found.record, wanted, example.image, masks=masks)
             pictures.append(_saved(axes[0], out / f"scene-{len(pictures) + 1}"))

@@ -16,7 +16,7 @@ class Certificate:
     ----------
     verify : which rows were checked: "sample", "all" or "off".
     rows : number of (layer, query row) pairs whose weights times v were compared with the kernel's own output.
-    max_error : largest difference over all heads of those rows, relative to the largest output of the same head and row.
+    max_error : largest difference over all heads of those rows, relative to the head's largest output in the rows checked.
     tolerance : what ``max_error`` was allowed to be for this dtype.
     layers : attention modules seen, equal to the number that the model's configuration states.
     tokens : recorded token ids, each equal to what the model was fed or gave out.

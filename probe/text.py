@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["find_phrase", "nearby_phrases", "shorten"]
+from probe.errors import InputError, did_you_mean
+
+__all__ = ["find_phrase", "nearby_phrases", "phrase_span", "shorten"]
 
 
 def find_phrase(text: str, phrase: str) -> list[tuple[int, int]]:
@@ -24,6 +26,34 @@ def find_phrase(text: str, phrase: str) -> list[tuple[int, int]]:
         # One that begins inside a word must not swallow the whole one that begins inside it.
         start = match.end() if whole else match.start() + 1
     return found
+
+
+def phrase_span(text: str, phrase: str, *, occurrence: int | None = None) -> tuple[int, int]:
+    """Characters (start, end) of a phrase of whole words; of its occurrence with this number, from 0, where it is said often.
+
+    Raises
+    ------
+    InputError
+        If the phrase is not in the text, or is there several times and no occurrence, or one that does not exist, is named.
+    """
+    found = find_phrase(text, phrase)
+    if not found:
+        raise InputError(
+            f"The phrase {phrase!r} is not in the text {shorten(text)!r}."
+            + did_you_mean(phrase, nearby_phrases(text, phrase))
+        )
+    choices = f"({phrase!r}, 0) to ({phrase!r}, {len(found) - 1})"
+    if occurrence is None and len(found) > 1:
+        raise InputError(
+            f"The phrase {phrase!r} is {len(found)} times in {shorten(text)!r}; choose one by its number, {choices}, "
+            f"at characters {', '.join(map(str, found))}."
+        )
+    number = occurrence or 0
+    if not -len(found) <= number < len(found):
+        raise InputError(
+            f"occurrence of {phrase!r} {number} does not exist: there are {len(found)}, choose from {choices}."
+        )
+    return found[number]
 
 
 def _glued(text: str, cut: int) -> bool:

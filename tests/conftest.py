@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Before anything is imported that reads them: no test may reach for the network or a screen.
@@ -77,3 +78,10 @@ def refused(shell, tmp_path):
         return noise[len("probe: ") : -1]
 
     return run
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """Smooth, so that JPEG keeps it, and unlike any of its own turns and mirror images."""
+    row, col = np.mgrid[:40, :64]
+    return np.stack([row * 6, col * 4, 60 + row + col], axis=2).astype(np.uint8)

@@ -33,7 +33,7 @@ def make_record(
     """A random record whose rows sum to 1 with ``rest``; one token a word (with its blank) and an end token."""
     grid = grid or make_grid(4, 4, image_size=(32, 32))
     words = text.split(" ")
-    tokens = tuple([words[0], *(" " + word for word in words[1:]), "</s>"])
+    tokens = (words[0], *(" " + word for word in words[1:]), "</s>")
     ends = np.cumsum([len(token) for token in tokens[:-1]])
     spans = tuple((int(end) - len(token.strip()), int(end)) for token, end in zip(tokens, ends, strict=False))
     spans = (*spans, (len(text), len(text)))
@@ -44,7 +44,9 @@ def make_record(
         weights = torch.rand((1, heads, len(tokens), rows * cols + 3), generator=generator)
         weights = weights / weights.sum(-1, keepdim=True)
         values = weights[..., :-3].reshape(1, heads, len(tokens), rows, cols)
-        parts.append(LayerAttention(f"layers.{layer}.self_attn", "image 0", grid, values, values.mean(2), weights[..., -3:]))
+        parts.append(
+            LayerAttention(f"layers.{layer}.self_attn", "image 0", grid, values, values.mean(2), weights[..., -3:])
+        )
     return AttentionRecord(
         layers=tuple(parts),
         quantity="attention",

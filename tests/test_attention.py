@@ -64,7 +64,7 @@ def test_phrases_are_the_tokens_that_spell_them(phrase, tokens):
         ("", "is not in the text"),
         (
             "a",
-            r"'a' is 2 times in .*, at characters .*; choose one with record\['a', 0\] to record\['a', 1\]",
+            r"'a' is 2 times in .*; choose one by its number, \('a', 0\) to \('a', 1\), at characters \(0, 1\), \(17, 18\)",
         ),
         (("a", 2), "occurrence of 'a' 2 does not exist: there are 2"),
         (0, r"record\[0\] is not a phrase; .* select\(tokens="),

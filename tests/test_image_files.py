@@ -11,7 +11,6 @@ import threading
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,26 +19,7 @@ from PIL import Image, ImageFile
 from probe import image_files
 from probe.errors import FileError, InputError, ProbeError
 from probe.images import image_size, max_pixels, read_image
-
-HOSTILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "hostile-images"
-needs_hostile = pytest.mark.skipif(not HOSTILE.is_dir(), reason=f"the hostile images are not at {HOSTILE}")
-
-
-@pytest.fixture
-def picture() -> np.ndarray:
-    """Smooth, so that JPEG keeps it, and unlike any of its own turns and mirror images."""
-    row, col = np.mgrid[:40, :64]
-    return np.stack([row * 6, col * 4, 60 + row + col], axis=2).astype(np.uint8)
-
-
-def saved(image: Image.Image, path: Path, **options: Any) -> Path:
-    image.save(path, **options)
-    return path
-
-
-def pixels(image: Image.Image) -> np.ndarray:
-    assert image.mode == "RGB"
-    return np.asarray(image).astype(int)
+from tests.image_helpers import HOSTILE, needs_hostile, saved
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes, clear: bytes = b"") -> io.BytesIO:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probe.attention import AttentionRecord
-from probe.errors import InputError, did_you_mean
-from probe.layout import PatchGrid, resolve_indices
-from probe.text import find_phrase, nearby_phrases, shorten
+from probe.errors import InputError
+from probe.layout import PatchGrid
+from probe.text import phrase_span
 
 __all__ = ["Masks", "PhraseKey", "Target", "phrase_tokens", "read_masks", "resize_masks"]
 
@@ -118,19 +118,7 @@ def phrase_tokens(record: AttentionRecord, key: PhraseKey) -> tuple[int, ...]:
             raise InputError(
                 f"A mask's key is a phrase, (phrase, occurrence) or (start, end) characters, found {key!r}."
             )
-    found = find_phrase(record.text, phrase)
-    if not found:
-        raise InputError(
-            f"The phrase {phrase!r} is not in the text {shorten(record.text)!r}."
-            + did_you_mean(phrase, nearby_phrases(record.text, phrase))
-        )
-    if occurrence is None and len(found) > 1:
-        raise InputError(
-            f"The phrase {phrase!r} is {len(found)} times in {shorten(record.text)!r}; name its mask ({phrase!r}, 0) to "
-            f"({phrase!r}, {len(found) - 1}), or by characters {', '.join(map(str, found))}."
-        )
-    [index] = resolve_indices(occurrence or 0, len(found), what=f"occurrence of {phrase!r}")
-    return record.tokens_of(*found[index])
+    return record.tokens_of(*phrase_span(record.text, phrase, occurrence=occurrence))
 
 
 def read_masks(record: AttentionRecord, masks: Masks) -> tuple[list[tuple[int, ...]], NDArray[np.bool_]]:

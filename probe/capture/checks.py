@@ -29,8 +29,9 @@ __all__ = ["CheckReport", "CheckResult", "check"]
 #: Largest difference of one attention weight from an eager reference, by the model's number type. The reference rounds, not the
 #: recorder: the library's eager attention keeps scores in that type, and takes its softmax in float32 also for float64.
 PARITY = {torch.float64: 1e-6, torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-#: The same between cached generation and one pass over the whole text, which round differently on their way.
-CACHE_PARITY = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+#: The same between cached generation and one pass over the whole text, which round differently on their way; some layers
+#: (RMSNorm) compute in float32 whatever the model's number type.
+CACHE_PARITY = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 
 _PROMPT = "Describe the image."
 _CELLS = 12  # patches that are painted, one at a time, to see which visual token moves

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from probe.attention import AttentionRecord
 from probe.capture.assemble import assemble
 from probe.capture.hooks import require_uncompiled, watch_forward, watch_generate
+from probe.capture.modules import attention_modules
 from probe.capture.reduce import Queries, RowStore, answer_tokens
 from probe.capture.sequence import Sequence, batch_of_one, image_token_id
 from probe.capture.taps import AttentionCall, watch_registry
 from probe.capture.weights import attention_rows, reproduction_error
 from probe.errors import CaptureError, InputError
-from probe.families import Family, family_of, matches
+from probe.families import family_of
 from probe.layout import Indices, Layout, resolve_indices
 
-__all__ = ["Recorder", "attention_modules", "record"]
+__all__ = ["Recorder", "record"]
 
 # At most this many rows of one layer are recomputed at a time, so that no (token x token) map is ever held.
 _ROWS_AT_ONCE = 64
@@ -83,31 +84,6 @@ def record(
         offload=offload,
         verify=verify,
     )
-
-
-def attention_modules(model: Any, family: Family) -> list[tuple[str, nn.Module]]:
-    """Name and module of every attention module of the language model, in the order of its layers.
-
-    Raises
-    ------
-    CaptureError
-        If there are not as many as ``config.num_hidden_layers`` states.
-    """
-    decoder = model.get_decoder()
-    inside = {id(one) for one in decoder.modules()}
-    found = [
-        (name, one)
-        for name, one in model.named_modules()
-        if id(one) in inside and matches(one, family.attention) and getattr(one, "layer_idx", None) is not None
-    ]
-    found.sort(key=lambda pair: pair[1].layer_idx)
-    stated = model.config.get_text_config().num_hidden_layers
-    if [one.layer_idx for _, one in found] != list(range(stated)):
-        raise CaptureError(
-            f"{type(model).__name__} states {stated} layers but {len(found)} attention modules were found "
-            f"({', '.join(sorted({type(one).__name__ for _, one in found})) or 'none'}): it is not built as its family is."
-        )
-    return found
 
 
 class Recorder:
@@ -333,8 +309,9 @@ class Recorder:
         self._reset()
         self._state = "running"
         mask = kwargs.get("attention_mask")
-        flat = isinstance(mask, Tensor) and mask.ndim == 2
-        attends = [int(one) for one in mask[0][: len(prompt)]] if flat else None
+        attends = None
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            attends = [int(one) for one in mask[0][: len(prompt)]]
         # generate may encode the picture itself and pass on the result, so it is read where the user gave it.
         pixels: Tensor | None = kwargs.get("pixel_values")
         self.sequence = Sequence(

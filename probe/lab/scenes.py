@@ -18,7 +18,6 @@ from PIL import Image
 
 from probe.errors import InputError, did_you_mean
 from probe.lab.backdrops import backdrop, clutter
-from probe.lab.folders import write_folder
 from probe.lab.grammar import COLOURS, listing, relating
 from probe.lab.layouts import HELD_OUT, SceneObject, inside, layout
 from probe.lab.shapes import SHAPES, pixel_centres
@@ -33,7 +32,6 @@ __all__ = [
     "SceneSettings",
     "scene",
     "scenes",
-    "write_folder",
 ]
 
 SPLITS = ("train", "test")

@@ -15,7 +15,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from probe.errors import FileError, InputError
-from probe.lab.scenes import COLOURS, HELD_OUT, SHAPES, Scene, SceneSettings, scene, scenes, write_folder
+from probe.lab.folders import write_folder
+from probe.lab.scenes import COLOURS, HELD_OUT, SHAPES, Scene, SceneSettings, scene, scenes
 
 GRID = 8
 # Nine pixels to a patch, so that a pixel's centre is the patch's centre.

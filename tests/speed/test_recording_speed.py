@@ -1,7 +1,8 @@
 """What recording costs: whole passes with and without it, paired in one run. Prints ratios; no test fails on a clock.
 
 python -m pytest tests/speed -s
-python tests/speed/test_recording_speed.py --width 4096 --layers 32 --heads 32 --dtype bfloat16 --device cuda    # the shape of a 7B model
+# the shape of a 7B model:
+python -m tests.speed.test_recording_speed --width 4096 --layers 32 --heads 32 --dtype bfloat16 --device cuda
 """
 
 from __future__ import annotations
@@ -96,5 +97,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     made = _sized(width=given.width, layers=given.layers, heads=given.heads, dtype=getattr(torch, given.dtype))
     made.model.to(given.device)
-    title = f"generate {given.tokens} tokens, {given.layers} layers x {given.heads} heads, width {given.width}, {given.dtype}, {given.device}"
-    _print(title, ratios(made, tokens=given.tokens, rounds=given.rounds))
+    shape = f"{given.layers} layers x {given.heads} heads, width {given.width}, {given.dtype}, {given.device}"
+    _print(f"generate {given.tokens} tokens, {shape}", ratios(made, tokens=given.tokens, rounds=given.rounds))
