@@ -59,7 +59,7 @@ def train_llava(
     The same seed gives the same weights on the same machine. A run that was killed goes on from its last checkpoint
     and ends with the weights of an unbroken one. Where other programs use the same cores, set the environment variable
     ``OMP_WAIT_POLICY=passive`` before Python starts: the weights are the same, and torch's threads no longer burn the
-    time that they wait for each other (several times faster on two busy cores).
+    time that they wait for each other.
 
     Args:
         on_snapshot: Called with the step, the model in eval mode, the processor and the loss of that step's batch, at
