@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LAB_VERBS", "VERBS"]
 
 
-def demo(*, out: str = "probe-demo", scenes: int = 300, seed: int = 0) -> Report:
+def demo(*, out: str = "probe-demo", scenes: int = 500, seed: int = 0) -> Report:
     """Show the whole tool on the shipped model: scores, controls and pictures of scenes it has never seen.
 
     Parameters
