@@ -32,9 +32,12 @@ def write_folder(out: str | Path, scenes: Iterable[Scene]) -> Path:
     Ids follow from the scene's index alone: image and caption 7 are scene 7. Masks are compressed RLE. The folder
     appears when everything is written, or not at all.
 
-    Raises:
-        InputError: No scenes, or two with the same index.
-        FileError: `out` already holds something, or cannot be written.
+    Raises
+    ------
+    InputError
+        No scenes, or two with the same index.
+    FileError
+        `out` already holds something, or cannot be written.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

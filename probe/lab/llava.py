@@ -155,8 +155,10 @@ def _halved(model: Any) -> dict[str, Any]:
 def folder(name: str) -> Path:
     """The folder that the shipped model `name` lies in.
 
-    Raises:
-        ModelError: A name that is not in `MODELS`, or a model that is not there.
+    Raises
+    ------
+    ModelError
+        A name that is not in `MODELS`, or a model that is not there.
     """
     if name not in MODELS:
         raise ModelError(f"There is no lab model {name!r}; there is {', '.join(MODELS)}.{did_you_mean(name, MODELS)}")
@@ -170,8 +172,9 @@ def folder(name: str) -> Path:
 def snapshot_folders(name: str | Path) -> dict[int, Path]:
     """The training steps of which a model has weights, each with its folder, in order of time; without the final ones.
 
-    Args:
-        name: A name in `MODELS`, or a folder that `train_llava` wrote.
+    Parameters
+    ----------
+    name : A name in `MODELS`, or a folder that `train_llava` wrote.
     """
     found = _folder(name).glob(f"snapshots/step-*/{WEIGHTS_FILE}")
     return dict(sorted((int(path.parent.name.removeprefix("step-")), path.parent) for path in found))
@@ -180,11 +183,14 @@ def snapshot_folders(name: str | Path) -> dict[int, Path]:
 def load(name: str | Path, *, step: int | None = None) -> tuple[Any, Any]:
     """The model (float32, eval mode) and its processor; with `step`, the weights of that snapshot.
 
-    Args:
-        name: A name in `MODELS`, or a folder that `train_llava` wrote.
+    Parameters
+    ----------
+    name : A name in `MODELS`, or a folder that `train_llava` wrote.
 
-    Raises:
-        ModelError: An unknown name, or a step of which there is no snapshot.
+    Raises
+    ------
+    ModelError
+        An unknown name, or a step of which there is no snapshot.
     """
     import torch
     from transformers import AutoConfig, GenerationConfig, LlavaForConditionalGeneration

@@ -44,8 +44,10 @@ SMALLEST, LARGEST = 16, 4096
 class SceneSettings:
     """What the scenes are like; the defaults are what the lab models are trained and tested on.
 
-    Raises:
-        InputError: A value that no scene can be made with.
+    Raises
+    ------
+    InputError
+        A value that no scene can be made with.
     """
 
     size: int = 256
@@ -105,8 +107,10 @@ def scene(
     The splits never share a stream of random numbers. `size` changes the pixels alone, `texture` and `clutter` the
     background alone, and `relations` the wording alone.
 
-    Raises:
-        InputError: An index or seed that is no whole number from 0, or an unknown split.
+    Raises
+    ------
+    InputError
+        An index or seed that is no whole number from 0, or an unknown split.
     """
     settings = settings or SceneSettings()
     for name, value in (("index", index), ("seed", seed)):
@@ -146,8 +150,10 @@ def scenes(
 ) -> Iterator[Scene]:
     """Scenes `start`, `start` + 1, ...: `count` of them, or without end.
 
-    Raises:
-        InputError: As `scene` does, or a bad count or start.
+    Raises
+    ------
+    InputError
+        As `scene` does, or a bad count or start.
     """
     if count is not None and (not _whole(count) or count < 0):
         raise InputError(f"count must be a whole number from 0, or None for scenes without end, not {count!r}.")

@@ -61,16 +61,19 @@ def train_llava(
     ``OMP_WAIT_POLICY=passive`` before Python starts: the weights are the same, and torch's threads no longer burn the
     time that they wait for each other.
 
-    Args:
-        on_snapshot: Called with the step, the model in eval mode, the processor and the loss of that step's batch, at
-            the steps of `snapshot_steps` that this call passes.
-        on_step: Called with the step and its loss after every step, to show progress.
-        resume: Go on from a checkpoint in `out`; otherwise start again.
-        save_every: Steps between two checkpoints.
-        settings: Another size of model, for tests.
+    Parameters
+    ----------
+    on_snapshot : Called with the step, the model in eval mode, the processor and the loss of that step's batch, at
+        the steps of `snapshot_steps` that this call passes.
+    on_step : Called with the step and its loss after every step, to show progress.
+    resume : Go on from a checkpoint in `out`; otherwise start again.
+    save_every : Steps between two checkpoints.
+    settings : Another size of model, for tests.
 
-    Raises:
-        InputError: No steps or an empty batch, or `out` holds a run with other settings.
+    Raises
+    ------
+    InputError
+        No steps or an empty batch, or `out` holds a run with other settings.
     """
     if min(steps, batch_size, save_every) < 1:
         raise InputError(
