@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from probe.analysis.heads import HeadScores
+    from probe.attention import AttentionRecord
 
 __all__ = [
     "Report",
+    "certificate_data",
     "make_table",
     "output_folder",
     "plain",
@@ -97,6 +99,11 @@ def make_table(title: str, *columns: str) -> Table:
     for name in columns:
         table.add_column(name, justify="right" if name in ("value", "low", "high", "step", "loss") else "left")
     return table
+
+
+def certificate_data(record: AttentionRecord) -> dict[str, Any]:
+    """The record's certificate in plain types, and whether it passed."""
+    return asdict(record.certificate) | {"passed": record.certificate.passed}
 
 
 def plain(value: Any) -> Any:

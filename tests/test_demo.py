@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import probe
-from probe import demo
+from probe.commands import demonstration
 from tests.tiny import tiny_llava
 
 READINGS = ("mean_map", "minus_mean", "best_head_held_out", "best_layer_held_out")
@@ -76,7 +76,7 @@ def test_a_model_that_names_nothing_right_is_drawn_all_the_same(monkeypatch, tmp
     # As one that was trained for a few steps does; its first word may well come several times.
     monkeypatch.setattr(demo, "_LOOKED_AT", 1)
     monkeypatch.setattr(demo, "_DRAWN", 1)
-    pictures, record, answers, looked_at = demo._draw_scenes(tiny_llava(seed=3), tmp_path, seed=0)
+    pictures, record, answers, looked_at = demonstration._draw_scenes(tiny_llava(seed=3), tmp_path, seed=0)
     assert [one.is_file() for one in pictures] == [True]
     assert answers == [record.text]
     assert looked_at == 1

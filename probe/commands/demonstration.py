@@ -1,13 +1,13 @@
-"""The demonstration: the shipped model on scenes that it has never seen, scored, controlled and drawn."""
+"""``probe demo``: the shipped model on scenes that it has never seen, scored, controlled and drawn."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.reports import Report, score_data, score_table, tracked, write_json
+from probe.commands.arguments import at_least
+from probe.reports import Report, certificate_data, output_folder, score_data, score_table, tracked, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,14 +15,30 @@ if TYPE_CHECKING:
     from probe.analysis.heads import HeadScores
     from probe.models import Subject
 
-__all__ = ["run_demo"]
+__all__ = ["demo"]
 
 _PROMPT = "Describe the image."
 _DRAWN = 3  # scenes whose phrases are drawn, beside the two pictures of the scores
 _LOOKED_AT = 50  # after so many scenes any is drawn
 
 
-def run_demo(out: Path, *, scenes: int, seed: int) -> Report:
+def demo(*, out: str = "probe-demo", scenes: int = 500, seed: int = 0) -> Report:
+    """Show the whole tool on the shipped model: scores, controls and pictures of scenes it has never seen.
+
+    Parameters
+    ----------
+    out
+        Folder for the pictures, the table and a record.
+    scenes
+        How many unseen scenes are scored.
+    seed
+        Which scenes; another number gives others.
+    """
+    at_least("--scenes", scenes, 2)  # a best head is chosen on one half and reported on the other
+    return _run(output_folder(out), scenes=scenes, seed=seed)
+
+
+def _run(out: Path, *, scenes: int, seed: int) -> Report:
     """A report with scores, controls, certificate and the paths of at least four pictures, all written into ``out``."""
     from probe.evaluation.lab import read_lab
     from probe.files import save, write_beside
@@ -42,7 +58,7 @@ def run_demo(out: Path, *, scenes: int, seed: int) -> Report:
         "model": "lab/llava",
         "answers": answers,
         "scenes_looked_at_for_pictures": looked_at,
-        "certificate": asdict(record.certificate) | {"passed": record.certificate.passed},
+        "certificate": certificate_data(record),
         "record": str(kept),
         "table": str(out / "scores.csv"),
         "figures": [str(path) for path in pictures],

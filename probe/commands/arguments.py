@@ -1,0 +1,35 @@
+"""What several commands ask of their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probe.errors import InputError
+
+if TYPE_CHECKING:
+    from probe.evaluation.examples import Example
+
+__all__ = ["at_least", "read_examples"]
+
+
+def read_examples(data: str, *, limit: int | None, seed: int) -> tuple[Iterable[Example], int | None]:
+    """The examples of a lab data set or of a folder in COCO style, and how many there are where that is known."""
+    if limit is not None:
+        at_least("--limit", limit, 1)
+    if data == "lab" or data.startswith("lab:"):
+        from probe.evaluation.lab import lab_settings, read_lab
+
+        lab_settings(data)  # an unknown name is said before a model is loaded
+        count = limit or 500
+        return read_lab(data, limit=count, seed=seed), count
+    from probe.evaluation.coco import read_coco_folder
+
+    return read_coco_folder(Path(data), limit=limit), limit
+
+
+def at_least(name: str, value: int, low: int) -> None:
+    """Nothing, if an option is large enough; ``InputError`` if not."""
+    if value < low:
+        raise InputError(f"{name} must be {low} or more, found {value}.")

@@ -1,0 +1,99 @@
+"""``probe record``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from probe.reports import Report, certificate_data, output_folder, write_json
+
+if TYPE_CHECKING:
+    from probe.attention import AttentionRecord
+
+__all__ = ["record"]
+
+
+def record(
+    image: str,
+    prompt: str,
+    *,
+    model: str = "lab/llava",
+    answer: str | None = None,
+    phrase: Sequence[str] = (),
+    out: str = "probe-record",
+    max_new_tokens: int = 128,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> Report:
+    """Record where a model looks while it answers a prompt about an image, and draw it.
+
+    Parameters
+    ----------
+    image
+        The picture's file.
+    prompt
+        What to ask.
+    model
+        "lab/llava", a hub name or a local folder.
+    answer
+        Read this text instead of generating one.
+    phrase
+        A phrase of the answer to draw, each time it is said; by default the first words with letters.
+    out
+        Folder for record.safetensors, phrases.png and .pdf, and record.json with the exact settings.
+    max_new_tokens
+        Where a generated answer is cut off at the latest.
+    dtype
+        Number type of the model, such as "float32" or "bfloat16"; "auto" takes the checkpoint's own.
+    device
+        Such as "cuda" or "cpu"; by default a GPU if there is one.
+    """
+    settings = dict(locals())
+    import probe
+    from probe.plots import phrases, save_figure
+
+    target = output_folder(out)
+    picture = probe.read_image(image)
+    subject = probe.load_model(model, dtype=dtype, device=device)
+    found = probe.run(subject, picture, prompt, answer=answer, max_new_tokens=max_new_tokens)
+    # A phrase that is not there is said before anything is written.
+    wanted = [each for one in phrase for each in _each_time(found.record, one)] or _first_words(found.record)
+    kept = probe.save(found.record, target / "record.safetensors")
+    figures = []
+    if wanted:
+        figure = phrases(found.record, wanted, picture)[0].get_figure(root=True)
+        assert figure is not None  # for the type checker: these Axes were just made
+        figures = [str(path) for path in save_figure(figure, target / "phrases")]
+    data = {
+        "text": found.text,
+        "tokens": list(found.record.tokens),
+        "record": str(kept),
+        "figures": figures,
+        "certificate": certificate_data(found.record),
+        "settings": settings,
+    }
+    write_json(target / "record.json", data)
+    lines = [f"answer       {found.text}", repr(found.record), f"record       {kept}"]
+    lines += [f"picture      {one}" for one in figures]
+    return Report(data, lines)
+
+
+def _each_time(record: AttentionRecord, phrase: str) -> list[Any]:
+    """Every occurrence of a phrase in an answer."""
+    from probe.text import find_phrase
+
+    count = len(find_phrase(record.text, phrase))
+    if count > 1:
+        return [(phrase, index) for index in range(count)]
+    record[phrase]  # says which phrases there are, if this one is not there
+    return [phrase]
+
+
+def _first_words(record: AttentionRecord, most: int = 6) -> list[Any]:
+    """The first different words of an answer, each by its first occurrence."""
+    import re
+
+    from probe.text import find_phrase
+
+    words = dict.fromkeys(re.findall(r"[^\W\d_]{2,}", record.text))
+    return [(word, 0) for word in words if find_phrase(record.text, word)][:most]
