@@ -74,8 +74,8 @@ def test_every_file_it_names_is_there_and_holds_the_same(shown):
 @pytest.mark.filterwarnings("ignore:Glyph")  # a random model says letters that no font has
 def test_a_model_that_names_nothing_right_is_drawn_all_the_same(monkeypatch, tmp_path):
     # As one that was trained for a few steps does; its first word may well come several times.
-    monkeypatch.setattr(demo, "_LOOKED_AT", 1)
-    monkeypatch.setattr(demo, "_DRAWN", 1)
+    monkeypatch.setattr(demonstration, "_LOOKED_AT", 1)
+    monkeypatch.setattr(demonstration, "_DRAWN", 1)
     pictures, record, answers, looked_at = demonstration._draw_scenes(tiny_llava(seed=3), tmp_path, seed=0)
     assert [one.is_file() for one in pictures] == [True]
     assert answers == [record.text]
