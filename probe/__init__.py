@@ -18,6 +18,7 @@ _PUBLIC = {
     "ProbeError": "probe.errors",
     "HeadScores": "probe.analysis.heads",
     "Subject": "probe.models",
+    "ablate": "probe.capture.ablation",
     "check": "probe.capture.checks",
     "load": "probe.files",
     "load_model": "probe.models",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from probe.analysis.heads import score_heads as score_heads
     from probe.attention import AttentionRecord as AttentionRecord
     from probe.attention import LayerAttention as LayerAttention
+    from probe.capture.ablation import ablate as ablate
     from probe.capture.checks import check as check
     from probe.capture.recorder import record as record
     from probe.errors import ProbeError as ProbeError

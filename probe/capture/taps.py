@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from probe.errors import CaptureError
 
-__all__ = ["AttentionCall", "watch_registry"]
+__all__ = ["AttentionCall", "edit_registry", "watch_registry"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +41,12 @@ class AttentionCall:
 
 
 Watcher = Callable[[nn.Module, AttentionCall], None]
+Editor = Callable[[nn.Module, AttentionCall], Tensor]
 
 # One table for the whole process: contexts may be nested, overlap, or live in several threads.
 _lock = threading.RLock()
 _watchers: dict[nn.Module, tuple[Watcher, ...]] = {}
+_editors: dict[nn.Module, tuple[Editor, ...]] = {}
 _original: Any = None
 
 
@@ -56,20 +58,38 @@ def watch_registry(modules: Iterable[nn.Module], watcher: Watcher) -> Iterator[N
     function behind a thin pass-through; no registry entry, configuration, name or mask changes, so models that branch on the
     name of their attention, and attention functions that a user registered, behave as before. "eager" passes the same way.
     """
-    watched = list(modules)
+    with _entered(_watchers, modules, watcher):
+        yield
+
+
+@contextmanager
+def edit_registry(modules: Iterable[nn.Module], editor: Editor) -> Iterator[None]:
+    """Puts ``editor(module, call)`` in the place of each attention output of these modules, before the output projection.
+
+    The same place as ``watch_registry``: those who watch see what the kernel itself gave out; of several editors each gets what the
+    one before it gave.
+    """
+    with _entered(_editors, modules, editor):
+        yield
+
+
+@contextmanager
+def _entered(table: dict[nn.Module, tuple[Any, ...]], modules: Iterable[nn.Module], function: Any) -> Iterator[None]:
+    """The function stands in the table under each of these modules, and the look-up is shadowed, for the length of the context."""
+    entered = list(modules)
     try:
         with _lock:
-            for module in watched:
-                _watchers[module] = (*_watchers.get(module, ()), watcher)
+            for module in entered:
+                table[module] = (*table.get(module, ()), function)
             _install()
         yield
     finally:
         with _lock:
-            for module in watched:
+            for module in entered:
                 # An interrupt may have come before all of them were entered.
-                left = tuple(one for one in _watchers.pop(module, ()) if one is not watcher)
+                left = tuple(one for one in table.pop(module, ()) if one is not function)
                 if left:
-                    _watchers[module] = left
+                    table[module] = left
             _uninstall_if_idle()
 
 
@@ -87,7 +107,8 @@ def _uninstall_if_idle() -> None:
     from transformers.modeling_utils import AttentionInterface
 
     # Somebody may have wrapped the look-up after us; theirs then still needs ours beneath it, which passes through.
-    if not _watchers and _original is not None and AttentionInterface.get_interface is _get_interface:
+    idle = not _watchers and not _editors
+    if idle and _original is not None and AttentionInterface.get_interface is _get_interface:
         AttentionInterface.get_interface = _original
         _original = None
 
@@ -101,6 +122,9 @@ def _pass_through(kernel: Any, name: str, module: nn.Module, *args: Any, **kwarg
     result = kernel(module, *args, **kwargs)
     for watcher in _watchers.get(module, ()):
         watcher(module, _call(name, module, args, kwargs, result))
+    for editor in _editors.get(module, ()):
+        edited = editor(module, _call(name, module, args, kwargs, result))
+        result = (edited, *result[1:]) if isinstance(result, tuple) else edited
     return result
 
 

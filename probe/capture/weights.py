@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from probe.capture.taps import AttentionCall
 from probe.errors import CaptureError
 
-__all__ = ["TOLERANCES", "attention_rows", "reproduction_error", "tolerance_of"]
+__all__ = ["TOLERANCES", "attention_rows", "reproduction_error", "tolerance_of", "uniform_rows"]
 
 #: Largest difference between recomputed and kernel output, relative to that output, by the kernel's number type.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -53,6 +54,20 @@ def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, head
         logits = torch.tanh(logits / cap) * cap
     logits = _masked(module, call, logits, rows=rows, heads=heads)
     return torch.softmax(logits, dim=-1)
+
+
+def uniform_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, heads: tuple[int, ...], batch: int) -> Tensor:
+    """(head, row, key) weights that spread evenly over every key that these rows may attend to, under the call's own mask."""
+    one = (
+        replace(call, mask=call.mask[batch : batch + 1])
+        if isinstance(call.mask, Tensor) and len(call.mask) > 1
+        else call
+    )
+    logits = call.query.new_zeros((len(heads), len(rows), call.key.shape[2]), dtype=torch.float32)
+    masked = _masked(module, one, logits, rows=rows, heads=heads)
+    # A float mask may hold large negative numbers instead of infinity, or a bias that is no mask at all.
+    allowed = (masked > torch.finfo(call.query.dtype).min / 2).float()
+    return allowed / allowed.sum(-1, keepdim=True).clamp(min=1)
 
 
 @torch.no_grad()
