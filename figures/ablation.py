@@ -79,6 +79,7 @@ def panel(ax: Axes, rows: pd.DataFrame, title: str) -> None:
     ax.axvline(0, color="0.5", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel(title)
+    ax.locator_params(axis="x", nbins=5)
 
 
 if __name__ == "__main__":
