@@ -16,38 +16,50 @@ _PUBLIC = {
     "LayerAttention": "probe.attention",
     "PatchGrid": "probe.layout",
     "ProbeError": "probe.errors",
+    "GroundingCallback": "probe.callbacks",
     "HeadScores": "probe.analysis.heads",
     "Subject": "probe.models",
     "ablate": "probe.capture.ablation",
+    "attend_and_segment": "probe.grounding.segment",
     "check": "probe.capture.checks",
+    "emergence": "probe.training_curves",
+    "find_checkpoints": "probe.checkpoints",
     "load": "probe.files",
     "load_model": "probe.models",
+    "noun_phrases": "probe.grounding.phrases",
+    "profile": "probe.analysis.profiles",
     "read_image": "probe.images",
     "record": "probe.capture.recorder",
     "run": "probe.runs",
     "save": "probe.files",
     "score_heads": "probe.analysis.heads",
 }
-_SUBPACKAGES = ("analysis", "capture", "evaluation", "families", "lab", "plots")
+_SUBPACKAGES = ("analysis", "capture", "evaluation", "families", "grounding", "lab", "plots")
 
 __all__ = ["__version__", *_PUBLIC, *_SUBPACKAGES]
 
 if TYPE_CHECKING:
     from probe.analysis.heads import HeadScores as HeadScores
     from probe.analysis.heads import score_heads as score_heads
+    from probe.analysis.profiles import profile as profile
     from probe.attention import AttentionRecord as AttentionRecord
     from probe.attention import LayerAttention as LayerAttention
+    from probe.callbacks import GroundingCallback as GroundingCallback
     from probe.capture.ablation import ablate as ablate
     from probe.capture.checks import check as check
     from probe.capture.recorder import record as record
+    from probe.checkpoints import find_checkpoints as find_checkpoints
     from probe.errors import ProbeError as ProbeError
     from probe.files import load as load
     from probe.files import save as save
+    from probe.grounding.phrases import noun_phrases as noun_phrases
+    from probe.grounding.segment import attend_and_segment as attend_and_segment
     from probe.images import read_image as read_image
     from probe.layout import PatchGrid as PatchGrid
     from probe.models import Subject as Subject
     from probe.models import load_model as load_model
     from probe.runs import run as run
+    from probe.training_curves import emergence as emergence
 
 
 def __getattr__(name: str) -> Any:

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from probe.analysis.heads import HeadScores
+    from probe.analysis.profiles import Profile
     from probe.evaluation.examples import Example
 
-__all__ = ["Run", "TrainingMeasurements", "run", "score_examples"]
+__all__ = ["Run", "TrainingMeasurements", "profile_examples", "run", "score_examples", "threads_for"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,25 +128,48 @@ def score_examples(
     """
     from probe.analysis.heads import score_heads
 
-    def read() -> Iterator[tuple[AttentionRecord, list[tuple[tuple[int, int], Any]]]]:
-        for example in examples:
-            found = run(subject, example.image, prompt, answer=example.text, verify=verify).record
-            if found.text != example.text.strip():
-                raise InputError(
-                    f"{example.name}: the tokenizer gives the caption back as {found.text!r} instead of {example.text!r}, so the "
-                    "phrases' places in it are lost."
-                )
-            cut = len(example.text) - len(example.text.lstrip())
-            yield found, [((one.start - cut, one.end - cut), one.mask) for one in example.phrases]
-
-    first, second = tee(read())
+    first, second = tee(_read_examples(subject, examples, prompt=prompt, verify=verify))
     records, masks = (one for one, _ in first), (two for _, two in second)
-    with _threads_for(subject.model):
+    with threads_for(subject.model):
         return score_heads(records, masks, metric=metric, reading=reading, seed=seed)
 
 
+def profile_examples(
+    subject: Subject,
+    examples: Iterable[Example],
+    *,
+    over: Literal["layer", "token"] = "layer",
+    prompt: str = "Describe the image.",
+    metric: str = "pointing",
+    reading: Literal["minus mean", "attention"] = "minus mean",
+    seed: int = 0,
+) -> Profile:
+    """A score over layers or over the tokens around a phrase, captions read in one pass each: a ``Profile``. Streams."""
+    from probe.analysis.profiles import profile
+
+    first, second = tee(_read_examples(subject, examples, prompt=prompt, verify="sample"))
+    records, masks = (one for one, _ in first), (two for _, two in second)
+    with threads_for(subject.model):
+        return profile(records, masks, over=over, metric=metric, reading=reading, seed=seed)
+
+
+def _read_examples(
+    subject: Subject, examples: Iterable[Example], *, prompt: str, verify: Literal["sample", "all", "off"]
+) -> Iterator[tuple[AttentionRecord, list[tuple[tuple[int, int], Any]]]]:
+    """The record of each example's caption, and its phrases' spans with their masks."""
+    for example in examples:
+        found = run(subject, example.image, prompt, answer=example.text, verify=verify).record
+        if found.text != example.text.strip():
+            raise InputError(
+                f"{example.name}: the tokenizer gives the caption back as {found.text!r} instead of {example.text!r}, so the "
+                "phrases' places in it are lost."
+            )
+        cut = len(example.text) - len(example.text.lstrip())
+        yield found, [((one.start - cut, one.end - cut), one.mask) for one in example.phrases]
+
+
 @contextmanager
-def _threads_for(model: Any) -> Iterator[None]:
+def threads_for(model: Any) -> Iterator[None]:
     """One torch thread while a small model runs: sharing out tensors this small costs more than it gives, above all where
     the other cores are busy."""
     import torch

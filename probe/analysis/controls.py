@@ -22,6 +22,8 @@ __all__ = [
     "object_size_prior",
     "oracle_patch",
     "other_phrase",
+    "paraphrase",
+    "paraphrase_floor",
     "shuffled",
 ]
 
@@ -103,3 +105,24 @@ def shuffled(metric: Metric, maps: Tensor, target: Target) -> Tensor:
     target : the other image's masks, resized to this image (``probe.analysis.targets.resize_masks``), on this image's grid.
     """
     return metric(maps[:, None], target).nanmean(-1)
+
+
+def paraphrase(metric: Metric, maps: Tensor, reworded: Tensor, target: Target) -> Tensor:
+    """(phrase,) how far the score moves when only the words around the phrase change: |score - score of the reworded map|.
+
+    Same image, same meaning, same phrase, other words: whatever moves here is noise. It is a distance, never negative.
+
+    Parameters
+    ----------
+    maps, reworded : (phrase, row, col) of the same phrases in the one and in the other wording.
+    """
+    return (metric(maps, target) - metric(reworded, target)).abs()
+
+
+def paraphrase_floor(metric: Metric, maps: Tensor, reworded: Tensor, target: Target) -> Tensor:
+    """(phrase,) the noise floor: what another phrase's map scores here, plus how far words alone move this phrase's score.
+
+    ``other_phrase`` + ``paraphrase``. A map is called grounding only where its score lies above this: it must tell its phrase from
+    the image's other phrases by more than a change of wording does. NaN in an image with one phrase: there is no other.
+    """
+    return other_phrase(metric, maps, target) + paraphrase(metric, maps, reworded, target)

@@ -22,7 +22,7 @@ from probe.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["HeadScores", "score_heads"]
+__all__ = ["HeadScores", "in_step", "score_heads"]
 
 #: Kind of cell -> the row that reports the best of them, chosen on the even images, on the odd ones.
 HELD_OUT: dict[str, str] = {"layer": "best_layer_held_out", "head": "best_head_held_out"}
@@ -80,7 +80,7 @@ def score_heads(
         find_metric(name)
     settings = ScoreSettings(names, reading, combine, replicates, confidence, seed)
     scorer, structure, halves, phrases, images = ImageScorer(settings), None, [], 0, 0
-    for index, record, of_image in _in_step(records, masks):
+    for index, record, of_image in in_step(records, masks):
         try:
             found = Structure.of(record)
             if structure is None:
@@ -109,7 +109,7 @@ def score_heads(
     )
 
 
-def _in_step(records: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[int, AttentionRecord, Masks]]:
+def in_step(records: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[int, AttentionRecord, Masks]]:
     """(index, record, masks) of each image, drawn one after the other from both."""
     if isinstance(records, AttentionRecord) or isinstance(masks, Mapping):
         raise InputError("records and masks are one entry for each image; for a single one give [record] and [masks].")

@@ -17,7 +17,7 @@ from probe.analysis.targets import Masks, Target, read_masks, resize_masks
 from probe.attention import AttentionRecord, LayerAttention
 from probe.errors import InputError
 
-__all__ = ["Cell", "Combine", "ImageScorer", "Reading", "ScoreSettings", "Structure"]
+__all__ = ["Cell", "Combine", "ImageScorer", "Reading", "ScoreSettings", "Structure", "mean_maps"]
 
 Reading = Literal["attention", "minus mean"]
 Combine = Literal["mean", "first", "max"]
@@ -254,6 +254,20 @@ def phrase_maps(layer: LayerAttention, tokens: Sequence[tuple[int, ...]], combin
             return reduced
         maps[:, phrases] = reduced
     return maps
+
+
+def mean_maps(record: AttentionRecord, tokens: Sequence[tuple[int, ...]], reading: Reading = "minus mean") -> Tensor:
+    """(phrase, row, col) maps: each phrase's mean over its tokens, all heads of a layer, and all layers.
+
+    An answer of one token minus its own mean is zero, and comes back as exactly that.
+    """
+    total = torch.zeros(())
+    for layer in record.layers:
+        maps = phrase_maps(layer, tokens, "mean").mean(0)
+        if reading == "minus mean":
+            maps = torch.zeros_like(maps) if is_one_map(record) else maps - layer.token_mean.mean((0, 1))
+        total = maps + total.to(maps.device)
+    return total / len(record.layers)
 
 
 def _mean_heads(maps: Tensor, counts: Sequence[int]) -> Tensor:

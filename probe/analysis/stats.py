@@ -124,6 +124,15 @@ class PoissonBootstrap:
         with np.errstate(invalid="ignore"):
             return self._totals[0] / self._totals[1]
 
+    def replicated(self) -> NDArray[np.float64]:
+        """(replicate, cell) values, NaN where a replicate drew no image of that cell.
+
+        Replicate r of two bootstraps of one seed draws the same images, so what is computed from both is paired.
+        """
+        self._settle()
+        with np.errstate(invalid="ignore"):
+            return self._drawn[0] / self._drawn[1]
+
     def intervals(self, *, confidence: float = 0.95) -> Intervals:
         """Value and percentile interval of every cell.
 
@@ -136,9 +145,7 @@ class PoissonBootstrap:
         """
         if not 0 < confidence < 1:
             raise InputError(f"confidence must lie between 0 and 1, for example 0.95; found {confidence}.")
-        self._settle()
-        with np.errstate(invalid="ignore"):
-            replicated = self._drawn[0] / self._drawn[1]
+        replicated = self.replicated()
         replicated.sort(axis=0)  # NaN goes last
         known = self.replicates - np.isnan(replicated).sum(0)
         tail = (1 - confidence) / 2

@@ -6,13 +6,22 @@ from collections.abc import Callable
 
 from probe.commands.checking import check
 from probe.commands.demonstration import demo
+from probe.commands.emerging import emergence
 from probe.commands.lab import lab_scenes, lab_train
 from probe.commands.recording import record
 from probe.commands.scoring import score
+from probe.commands.segmenting import segment
 from probe.reports import Report
 
 __all__ = ["LAB_VERBS", "VERBS"]
 
 #: Name at the shell -> the function whose signature and docstring make its options and help.
-VERBS: dict[str, Callable[..., Report]] = {"demo": demo, "record": record, "score": score, "check": check}
+VERBS: dict[str, Callable[..., Report]] = {
+    "demo": demo,
+    "record": record,
+    "segment": segment,
+    "score": score,
+    "emergence": emergence,
+    "check": check,
+}
 LAB_VERBS: dict[str, Callable[..., Report]] = {"train": lab_train, "scenes": lab_scenes}

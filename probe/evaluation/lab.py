@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from probe.errors import InputError, did_you_mean
 from probe.evaluation.examples import Example, ExamplePhrase
+from probe.lab.grammar import reworded
 from probe.lab.scenes import SceneSettings, scenes
 
-__all__ = ["LAB_SETS", "lab_settings", "read_lab"]
+__all__ = ["LAB_SETS", "lab_settings", "read_lab", "reword_scene"]
 
 #: Names of the lab's data sets, and what their scenes are like. The plain name is what the models were trained on.
 LAB_SETS = {
@@ -50,3 +51,11 @@ def lab_settings(name: str) -> SceneSettings:
             f"There is no data set {name!r}; the lab has {', '.join(LAB_SETS)}.{did_you_mean(name, LAB_SETS)}"
         )
     return LAB_SETS[name]
+
+
+def reword_scene(example: Example) -> Example:
+    """The same lab scene with its caption in other words and the same phrases: what the paraphrase floor is measured with."""
+    text, spans = reworded(example.text, [(one.start, one.end) for one in example.phrases])
+    moved = zip(example.phrases, spans, strict=True)
+    phrases = tuple(ExamplePhrase(one.text, start, end, one.mask) for one, (start, end) in moved)
+    return Example(f"{example.name} reworded", example.image, text, phrases)

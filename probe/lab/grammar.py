@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-__all__ = ["COLOURS", "OPENINGS", "PROMPTS", "RELATIONS", "SIZES", "listing", "relating"]
+__all__ = ["COLOURS", "OPENINGS", "PROMPTS", "RELATIONS", "SIZES", "listing", "relating", "reworded"]
 
 # Saturated, and far apart in hue or brightness, so that a name is never a matter of taste.
 COLOURS = {
@@ -65,3 +65,14 @@ def _joined(opening: str, phrases: Sequence[str], glue: Sequence[str]) -> tuple[
         spans.append((len(text), len(text) + len(phrase)))
         text += phrase + between
     return text, spans
+
+
+def reworded(caption: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
+    """The same caption with the next of ``OPENINGS``, and where its phrases stand then: other words, same meaning.
+
+    ``"there is a red circle"`` becomes ``"the image shows a red circle"``. The phrases, their order and all between them stay.
+    """
+    place = max((i for i, one in enumerate(OPENINGS) if caption.startswith(one)), key=lambda i: len(OPENINGS[i]))
+    before, after = OPENINGS[place], OPENINGS[(place + 1) % len(OPENINGS)]
+    moved = len(after) - len(before)
+    return after + caption[len(before) :], [(start + moved, end + moved) for start, end in spans]

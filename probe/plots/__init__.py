@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 #: Public name -> the module that defines it.
 _PUBLIC = {
+    "answer": "probe.plots.answers",
+    "emergence": "probe.plots.curves",
+    "filmstrip": "probe.plots.filmstrips",
     "heads": "probe.plots.grids",
     "new_figure": "probe.plots.styles",
     "overlay": "probe.plots.overlays",
@@ -23,6 +26,9 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 if TYPE_CHECKING:
+    from probe.plots.answers import answer as answer
+    from probe.plots.curves import emergence as emergence
+    from probe.plots.filmstrips import filmstrip as filmstrip
     from probe.plots.grids import heads as heads
     from probe.plots.grids import readings as readings
     from probe.plots.overlays import overlay as overlay

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-__all__ = ["overlay", "phrases"]
+__all__ = ["draw_map", "map_limits", "overlay", "overlay_axes", "phrases", "shared_bar"]
 
 #: The map is opaque up to OPAQUE, from this share of the scale on; below, transparency follows the value.
 OPAQUE, KNEE = 0.85, 0.5
@@ -70,13 +70,13 @@ def overlay(
     found = phrase_map(record, reading=reading, view=view)
     pixels = muted_pixels(image, record.image_size)
     shape = None if mask is None else mask_pixels(mask, record.image_size)
-    scale = _limits(limits, found.top)
+    scale = map_limits(limits, found.top)
     if ax is None:
-        ax = _new_axes(1, record.image_size)[0]
-    notes = _draw(ax, found, pixels, shape, scale, smooth=smooth, title=title)
+        ax = overlay_axes(1, record.image_size)[0]
+    notes = draw_map(ax, found, pixels, shape, scale, smooth=smooth, title=title)
     literal(ax.set_xlabel("\n".join(notes), fontsize=6, color="0.3"))
     if colorbar:
-        _bar([ax], scale, [found], pixels, location="bottom" if _wide(record.image_size) else "right")
+        shared_bar([ax], scale, [found], pixels, location="bottom" if _wide(record.image_size) else "right")
     return ax
 
 
@@ -117,13 +117,13 @@ def phrases(
     found = [phrase_map(record[one], reading=reading, view=view) for one in wanted]
     pixels = muted_pixels(image, record.image_size)
     shapes = [None if one is None else mask_pixels(one, record.image_size) for one in given]
-    scale = _limits(limits, max(one.top for one in found))
+    scale = map_limits(limits, max(one.top for one in found))
     if axes is None:
-        axes = _new_axes(len(wanted), record.image_size)
+        axes = overlay_axes(len(wanted), record.image_size)
     notes: dict[str, None] = {}
     for ax, one, shape in zip(axes, found, shapes, strict=True):
-        notes.update(dict.fromkeys(_draw(ax, one, pixels, shape, scale, smooth=smooth, title=None)))
-    _bar(axes, scale, found, pixels, location="bottom", notes=tuple(notes))
+        notes.update(dict.fromkeys(draw_map(ax, one, pixels, shape, scale, smooth=smooth, title=None)))
+    shared_bar(axes, scale, found, pixels, location="bottom", notes=tuple(notes))
     return list(axes)
 
 
@@ -140,7 +140,7 @@ def _wide(image_size: tuple[int, int]) -> bool:
     return image_size[1] > 1.15 * image_size[0]
 
 
-def _new_axes(count: int, image_size: tuple[int, int]) -> list[Axes]:
+def overlay_axes(count: int, image_size: tuple[int, int]) -> list[Axes]:
     """Axes of a new figure for so many overlays, in rows of at most four."""
     cols = min(count, 4)
     rows = -(-count // cols)
@@ -154,13 +154,13 @@ def _new_axes(count: int, image_size: tuple[int, int]) -> list[Axes]:
     return axes[:count]
 
 
-def _limits(limits: tuple[float, float] | None, top: float) -> tuple[float, float]:
+def map_limits(limits: tuple[float, float] | None, top: float) -> tuple[float, float]:
     if limits is None:
         return 0.0, top if top > 0 else 1.0  # nothing above zero: an empty picture, whatever the scale
     return checked_limits(limits)
 
 
-def _draw(
+def draw_map(
     ax: Axes,
     found: PhraseMap,
     pixels: NDArray[np.float64],
@@ -229,7 +229,7 @@ def _see_through() -> Colormap:
     return ListedColormap(colours, name="probe").with_extremes(bad=(0, 0, 0, 0), under=(0, 0, 0, 0))
 
 
-def _bar(
+def shared_bar(
     axes: Sequence[Axes],
     scale: tuple[float, float],
     found: Sequence[PhraseMap],

@@ -123,3 +123,19 @@ def test_oracle_patch_does_not_count_patches_of_padding() -> None:
     mask = np.zeros((1, 20, 32), dtype=bool)
     mask[0, 0] = True  # the nearest pixel to the padding above, but not the centre of any patch that shows the image
     assert controls.oracle_patch(METRICS["pointing"], Target.from_masks(grid, mask)) == 0
+
+
+def test_the_paraphrase_is_the_distance_and_the_floor_adds_the_other_phrase():
+    from probe.analysis.metrics import METRICS
+
+    masks = np.zeros((2, 4, 4), dtype=bool)
+    masks[0, 0, 0] = masks[1, 3, 3] = True
+    target = Target.from_masks(make_grid(4, 4, image_size=(4, 4)), masks)
+    maps, reworded = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
+    maps[0, 0, 0] = maps[1, 0, 0] = 1  # the first phrase's map hits, the second one's points at the first's mask
+    reworded[0, 3, 3] = reworded[1, 0, 0] = 1  # other words: the first one misses, the second stays
+    metric = METRICS["pointing"]
+    assert controls.paraphrase(metric, maps, reworded, target).tolist() == [1, 0]
+    assert controls.other_phrase(metric, maps, target).tolist() == [1, 0]
+    assert controls.paraphrase_floor(metric, maps, reworded, target).tolist() == [2, 0]
+    assert controls.paraphrase_floor(metric, maps, maps, target).tolist() == [1, 0]

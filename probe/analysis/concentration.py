@@ -1,0 +1,153 @@
+"""How concentrated a map is, whatever the truth: entropy, Gini, one patch's share of the variance, and where the best patch lies.
+
+>>> weight = torch.as_tensor(layer.grid.weight)
+>>> concentration(maps, weight)["top1_share"]                        # maps (..., row, col) -> (...)
+
+A map that holds most of its variance in one patch, or whose best patch always lies on the border, says little about a phrase
+however well it scores. Patches count with w, the share of each that is image; those with w = 0 never count and never win. A map
+that allows no answer gives NaN:
+
+- all four: no patch shows the image, or a patch that does holds NaN or infinity;
+- entropy and Gini, which read the positive part A+ as an amount: nothing is positive;
+- top-1 share and argmax share: the map is constant, so it has no variance and points nowhere.
+"""
+
+from __future__ import annotations
+
+from math import nan
+
+import torch
+from torch import Tensor
+
+from probe.errors import InputError
+
+__all__ = ["argmax_share", "border_cells", "concentration", "entropy", "gini", "sink_cells", "top1_share"]
+
+#: A patch is a sink if every word looks at it this many times as much as at the median patch.
+SINK_TIMES = 10.0
+
+
+def concentration(maps: Tensor, weight: Tensor, *, sinks: Tensor | None = None) -> dict[str, Tensor]:
+    """Name -> (...) float64 diagnostics of (..., row, col) maps: entropy, gini, top1_share, border_share and, if given, sink_share.
+
+    Parameters
+    ----------
+    weight : (row, col) share of each patch that is image.
+    sinks : (row, col) bool, see ``sink_cells``.
+    """
+    found = {
+        "entropy": entropy(maps, weight),
+        "gini": gini(maps, weight),
+        "top1_share": top1_share(maps, weight),
+        "border_share": argmax_share(maps, weight, border_cells(weight)),
+    }
+    return found if sinks is None else found | {"sink_share": argmax_share(maps, weight, sinks)}
+
+
+def entropy(maps: Tensor, weight: Tensor) -> Tensor:
+    """(...) entropy in nats of the map's positive part as a density over the seen image.
+
+    H = -sum p ln(p / w) with p = w A+ / sum(w A+). exp(H) is the number of whole patches that it spreads over: a uniform map gives
+    ln(sum w), one whole patch gives 0, and a patch that is image in part counts as that part.
+    """
+    amount, known = _amounts(maps, weight)
+    share = amount / amount.sum(-1, keepdim=True)
+    area = _flat(weight)
+    terms = torch.where(share > 0, share * (share / area.clamp(min=1e-300)).log(), 0.0)
+    return torch.where(known, -terms.sum(-1), nan)
+
+
+def gini(maps: Tensor, weight: Tensor) -> Tensor:
+    """(...) Gini coefficient of the map's positive part: 0 for a uniform map, towards 1 where one small patch holds all.
+
+    sum w_i w_j |A+_i - A+_j| / (2 (sum w) (sum w A+)), by the Lorenz curve.
+    """
+    amount, known = _amounts(maps, weight)
+    area = _flat(weight).expand_as(amount)
+    order = torch.where(area > 0, amount / area.clamp(min=1e-300), 0.0).argsort(-1)
+    amount, area = amount.gather(-1, order), area.gather(-1, order)
+    reached = amount.cumsum(-1)
+    below = (area * (2 * reached - amount)).sum(-1) / (area.sum(-1) * reached[..., -1])
+    return torch.where(known, 1 - below, nan)
+
+
+def top1_share(maps: Tensor, weight: Tensor) -> Tensor:
+    """(...) share of the map's spatial variance that one patch holds: 1/n where n patches hold it alike.
+
+    max of w (A - mean)^2 / sum of w (A - mean)^2, with the mean weighted by w. No scale and no offset changes it.
+    """
+    values, area, known = _checked(maps, weight)
+    mean = (values * area).sum(-1, keepdim=True) / area.sum()
+    variance = area * (values - mean) ** 2
+    return torch.where(known & _varies(values, area), variance.amax(-1) / variance.sum(-1), nan)
+
+
+def argmax_share(maps: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
+    """(...) 1 where the map's best patch is one of the cells, else 0; of equal best patches the share that is.
+
+    Its mean over maps is the share of argmaxes there; a random choice among patches would give cells / seen patches.
+
+    Parameters
+    ----------
+    cells : (row, col) bool, such as ``border_cells(weight)`` or ``sink_cells(...)``.
+    """
+    values, area, known = _checked(maps, weight)
+    if cells.shape != weight.shape:
+        raise InputError(f"cells have (row, col) {tuple(cells.shape)} but the weight has {tuple(weight.shape)}.")
+    seen = values.masked_fill(area <= 0, -torch.inf)
+    best = (seen == seen.amax(-1, keepdim=True)).double()
+    there = (best * cells.flatten().to(best)).sum(-1) / best.sum(-1)
+    return torch.where(known & _varies(values, area), there, nan)
+
+
+def border_cells(weight: Tensor) -> Tensor:
+    """(row, col) bool: the outermost ring of patches that show some of the image; padding is no border."""
+    seen = torch.nn.functional.pad(weight > 0, (1, 1, 1, 1))
+    inner = seen[:-2, 1:-1] & seen[2:, 1:-1] & seen[1:-1, :-2] & seen[1:-1, 2:]
+    return (weight > 0) & ~inner
+
+
+def sink_cells(mean_map: Tensor, weight: Tensor, *, times: float = SINK_TIMES) -> Tensor:
+    """(row, col) bool: patches that the average word of the answer looks at more than ``times`` as much as at the median patch.
+
+    Read from the record alone. The definition by hidden-state dimensions (Kang et al., ICLR 2025) needs the model.
+
+    Parameters
+    ----------
+    mean_map : (row, col) attention, mean over all words of the answer: a layer's ``token_mean``, averaged over its heads.
+    """
+    values, area, known = _checked(mean_map, weight)
+    if not bool(known):
+        return torch.zeros_like(weight, dtype=torch.bool)
+    middle = values[area > 0].median()
+    return (mean_map > times * middle) & (weight > 0)
+
+
+def _flat(weight: Tensor) -> Tensor:
+    return weight.double().flatten()
+
+
+def _checked(maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., patch) values with 0 where nothing is seen, (patch,) weights, and (...) bool: there is something finite to read."""
+    if maps.shape[-2:] != weight.shape:
+        raise InputError(
+            f"The maps have (row, col) {tuple(maps.shape[-2:])} but the weight has {tuple(weight.shape)}; give the weight of "
+            "the maps' own grid."
+        )
+    area = _flat(weight).to(maps.device)
+    values = maps.double().flatten(-2)
+    known = (values.isfinite() | (area <= 0)).all(-1) & (area > 0).any()
+    return torch.where((area > 0) & values.isfinite(), values, 0.0), area, known
+
+
+def _amounts(maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., patch) w A+, and (...) bool: some of it is positive."""
+    values, area, known = _checked(maps, weight)
+    amount = values.clamp(min=0) * area
+    return amount, known & (amount.sum(-1) > 0)
+
+
+def _varies(values: Tensor, area: Tensor) -> Tensor:
+    seen = area > 0
+    high = values.masked_fill(~seen, -torch.inf).amax(-1)
+    return high > values.masked_fill(~seen, torch.inf).amin(-1)
