@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from probe.attention import AttentionRecord, LayerAttention
-from probe.errors import FileError, ProbeError
+from probe.errors import FileError, InputError, ProbeError
 from probe.layout import PatchGrid
 from probe.provenance import Certificate, Source
 
@@ -44,6 +44,10 @@ def save(record: AttentionRecord, path: str | os.PathLike[str], *, compact: bool
     """
     from safetensors.torch import save as to_bytes
 
+    if not isinstance(record, AttentionRecord):
+        raise InputError(
+            f"save() needs an AttentionRecord, found a {type(record).__name__}; of a Run, give run.record."
+        )
     tensors: dict[str, Tensor] = {}
     for index, layer in enumerate(record.layers):
         for part in _PARTS:

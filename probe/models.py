@@ -180,6 +180,10 @@ def _quiet(*, bars: bool) -> Iterator[None]:
         )
 
     handlers = list(logging.getLogger("transformers").handlers)
+    # Without a network the hub's client says so once for each of its tries; the one line that is raised says it too.
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
     shown = library.is_progress_bar_enabled()
     for one in handlers:
         one.addFilter(keep)
@@ -188,6 +192,7 @@ def _quiet(*, bars: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        hub.setLevel(level)
         for one in handlers:
             one.removeFilter(keep)
         if shown and not bars:

@@ -59,7 +59,7 @@ def score_data(scores: HeadScores) -> dict[str, Any]:
     frame = scores.to_frame()
     data: dict[str, Any] = {"images": scores.images, "phrases": scores.phrases, "left_out": dict(scores.left_out)}
     for metric, part in frame.groupby("metric", sort=False):
-        named = part[part["kind"].isin(["reading", "held-out", "control"])]
+        named = part[part["kind"].isin(["reading", "held-out", "difference", "control"])]
         data[str(metric)] = {row["name"]: _bounds(row) for _, row in named.iterrows()}
         cells = part[part["kind"] == "head"]
         data[str(metric)]["heads"] = [
@@ -79,8 +79,20 @@ def score_table(scores: HeadScores, metric: str) -> Table:
     title = f"{metric}: {scores.images} images, {scores.phrases} phrases, 95 % intervals by bootstrap over images"
     table = make_table(title, "", "map", "value", "low", "high")
     for _, row in part.iterrows():
-        table.add_row(str(row["kind"]), str(row["name"]), *(_number(row[key]) for key in ("value", "low", "high")))
+        table.add_row(str(row["kind"]), _row_name(row), *(_number(row[key]) for key in ("value", "low", "high")))
     return table
+
+
+def _row_name(row: Any) -> str:
+    """A row's name for people: layers by number, and which layer or head a held-out choice fell on."""
+    import pandas as pd
+
+    if row["kind"] == "layer":
+        return f"layer {row['layer']}"
+    if row["kind"] == "held-out" and not pd.isna(row["layer"]):
+        chosen = f"layer {row['layer']}" + ("" if pd.isna(row["head"]) else f", head {row['head']}")
+        return f"{row['name']} ({chosen})"
+    return str(row["name"])
 
 
 def _number(value: float) -> str:

@@ -87,6 +87,10 @@ def run(
         prompt or answer holds an image placeholder of its own.
     """
     _require_usable(subject, prompt, answer, max_new_tokens)
+    if not isinstance(subject, Subject):
+        raise InputError(
+            f"run() needs a Subject, found a {type(subject).__name__}; make one with probe.load_model(...)."
+        )
     picture = read_image(image)
     options: dict[str, Any] = {
         "layers": layers, "heads": heads, "queries": queries, "query_row": query_row, "offload": offload, "verify": verify,
@@ -102,6 +106,10 @@ def run(
 
 
 def _require_usable(subject: Subject, prompt: str, answer: Any, max_new_tokens: int) -> None:
+    if not isinstance(subject, Subject):
+        raise InputError(
+            f"run() needs a Subject, found a {type(subject).__name__}; make one with probe.load_model(...)."
+        )
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be 1 or more, found {max_new_tokens}.")
     mark = getattr(subject.processor, "image_token", None)

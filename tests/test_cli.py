@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 
 import pytest
 
@@ -280,16 +281,21 @@ def test_json_is_one_line_with_the_numbers_of_the_table_and_no_nan(shell):
     assert noise == ""
     shown = {}
     for line in table.splitlines():
-        words = line.split()
+        words = re.split(r"\s{2,}", line.strip())
         if line.startswith(("pointing:", "lift:")):
-            metric = words[0][:-1]
-        elif words and words[0] in ("reading", "held-out", "control", "layer"):
+            metric = line.split(":")[0]
+        elif words[0] in ("reading", "held-out", "difference", "control", "layer"):
             shown[metric, words[1]] = words[2:]
-    assert len(shown) == 28  # two metrics of 4 readings, 6 controls and 4 layers
+    assert len(shown) == 30  # two metrics of 4 readings, their difference, 6 controls and 4 layers
+    seen = 0
     for (metric, name), numbers in shown.items():
-        if name in found[metric]:
-            expected = [found[metric][name][key] for key in ("value", "low", "high")]
+        plain = name.split(" (layer")[0]
+        assert name.startswith("best_") == (" (layer" in name)
+        if plain in found[metric]:
+            seen += 1
+            expected = [found[metric][plain][key] for key in ("value", "low", "high")]
             assert numbers == ["-" if one is None else f"{one:.3f}" for one in expected]
+    assert seen == 22  # all but the layers
     assert len(found["pointing"]["heads"]) == 32
 
 

@@ -181,6 +181,7 @@ class HeadScores:
         """
         metric = self._metric(metric)
         rows = {cell.name: interval for cell, interval in self._summary if cell.metric == metric}
+        name = name if name in rows else name.replace(" ", "_")
         if name not in rows:
             raise InputError(f"No row {name!r} for {metric!r}; there are {', '.join(rows)}.{did_you_mean(name, rows)}")
         return rows[name]
@@ -188,9 +189,9 @@ class HeadScores:
     def to_frame(self) -> pd.DataFrame:
         """One row for each reading, held-out choice, control, layer and head under each metric.
 
-        Columns: metric, kind ("reading", "held-out", "control", "layer" or "head"), name, layer, head, value, low, high, images,
-        phrases. ``layer`` is a position in ``layers``, ``head`` the model's own number; both are missing where they mean nothing,
-        except that held-out rows tell which was chosen.
+        Columns: metric, kind ("reading", "held-out", "difference", "control", "layer" or "head"), name, layer, head,
+        value, low, high, images, phrases. ``layer`` is a position in ``layers``, ``head`` the model's own number; both
+        are missing where they mean nothing, except that held-out rows tell which was chosen.
         """
         several = [(cell, self.everything[i]) for i, cell in enumerate(self.cells) if cell.kind in ("layer", "head")]
         return _frame([*self._summary, *several])
@@ -238,7 +239,7 @@ class HeadScores:
         """Readings, held-out choices and controls, by metric."""
         rows: list[tuple[Cell, Interval]] = []
         for metric in dict.fromkeys(cell.metric for cell in self.cells):
-            for kind in ("reading", "held-out", "control"):
+            for kind in ("reading", "held-out", "difference", "control"):
                 rows += [(self.cells[i], self.everything[i]) for i in self._places(metric, kind)]
                 if kind == "held-out" and metric in self.metrics:
                     rows += [self._held_out(metric, of) for of in HELD_OUT]

@@ -21,9 +21,10 @@ __all__ = ["Cell", "Combine", "ImageScorer", "Reading", "ScoreSettings", "Struct
 
 Reading = Literal["attention", "minus mean"]
 Combine = Literal["mean", "first", "max"]
-Kind = Literal["reading", "layer", "head", "held-out", "control"]
+Kind = Literal["reading", "layer", "head", "held-out", "control", "difference"]
 
 READINGS = ("mean_map", "minus_mean")
+DIFFERENCE = "minus_mean - mean_map"
 
 #: Numbers of the maps scored at once (16 MB of float32): few calls, and a bound on memory however many layers there are.
 CHUNK = 2**22
@@ -139,6 +140,8 @@ class Structure:
             ]
         if "pointing" in metrics and "pointing_bicubic" not in metrics:
             cells += [Cell("pointing_bicubic", "reading", name) for name in READINGS]
+        # Both maps are scored on the same phrases, so their difference is paired: its interval is not that of two intervals.
+        cells += [Cell(metric, "difference", DIFFERENCE) for metric in metrics]
         return tuple(cells)
 
 
@@ -171,6 +174,7 @@ class ImageScorer:
             beside = self._controls(name, minus_mean, target)
             parts += [readings[name], beside, layers[name], head_scores[name]]
         parts += [readings[name] for name in self._reading_metrics if name not in self.settings.metrics]
+        parts += [(readings[name][1] - readings[name][0])[None] for name in self.settings.metrics]
         scores = torch.cat(parts)  # (cell, phrase)
         known = ~scores.isnan()
         self._previous = read

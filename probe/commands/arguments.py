@@ -11,7 +11,7 @@ from probe.errors import InputError
 if TYPE_CHECKING:
     from probe.evaluation.examples import Example
 
-__all__ = ["at_least", "read_examples"]
+__all__ = ["at_least", "lab_note", "read_examples"]
 
 
 def read_examples(data: str, *, limit: int | None, seed: int) -> tuple[Iterable[Example], int | None]:
@@ -33,3 +33,10 @@ def at_least(name: str, value: int, low: int) -> None:
     """Nothing, if an option is large enough; ``InputError`` if not."""
     if value < low:
         raise InputError(f"{name} must be {low} or more, found {value}.")
+
+
+def lab_note(model: str, data: str = "") -> list[str]:
+    """A line that says what the shipped model cannot do, where it may be asked to; else nothing."""
+    if not model.startswith("lab/") or data.split(":")[0] == "lab":
+        return []
+    return [f"note         {model} knows coloured shapes alone; give --model for photographs"]

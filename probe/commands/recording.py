@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from probe.commands.arguments import lab_note
+from probe.errors import InputError, did_you_mean
 from probe.reports import Report, certificate_data, output_folder, write_json
+from probe.text import find_phrase, nearby_phrases
 
 if TYPE_CHECKING:
     from probe.attention import AttentionRecord
 
 __all__ = ["record"]
+
+_FUNCTION_WORDS = frozenset(
+    "and are for from has have its not that the their there these this was were which with image picture shows".split()  # noqa: SIM905
+)
 
 
 def record(
@@ -34,11 +42,11 @@ def record(
     prompt
         What to ask.
     model
-        "lab/llava", a hub name or a local folder.
+        "lab/llava" (a small model that knows coloured shapes alone), a hub name or a local folder.
     answer
         Read this text instead of generating one.
     phrase
-        A phrase of the answer to draw, each time it is said; by default the first words with letters.
+        A phrase of the answer to draw, each time it is said; by default the first six words that are no function words.
     out
         Folder for record.safetensors, phrases.png and .pdf, and record.json with the exact settings.
     max_new_tokens
@@ -49,6 +57,8 @@ def record(
         Such as "cuda" or "cpu"; by default a GPU if there is one.
     """
     settings = dict(locals())
+    import matplotlib.pyplot as plt
+
     import probe
     from probe.plots import phrases, save_figure
 
@@ -56,7 +66,7 @@ def record(
     picture = probe.read_image(image)
     subject = probe.load_model(model, dtype=dtype, device=device)
     found = probe.run(subject, picture, prompt, answer=answer, max_new_tokens=max_new_tokens)
-    # A phrase that is not there is said before anything is written.
+    # A phrase that is not there is said before anything is written, with all that the model said.
     wanted = [each for one in phrase for each in _each_time(found.record, one)] or _first_words(found.record)
     kept = probe.save(found.record, target / "record.safetensors")
     figures = []
@@ -64,6 +74,7 @@ def record(
         figure = phrases(found.record, wanted, picture)[0].get_figure(root=True)
         assert figure is not None  # for the type checker: these Axes were just made
         figures = [str(path) for path in save_figure(figure, target / "phrases")]
+        plt.close(figure)
     data = {
         "text": found.text,
         "tokens": list(found.record.tokens),
@@ -74,26 +85,27 @@ def record(
     }
     write_json(target / "record.json", data)
     lines = [f"answer       {found.text}", repr(found.record), f"record       {kept}"]
-    lines += [f"picture      {one}" for one in figures]
+    lines += [f"picture      {one}" for one in figures] or ["no picture   the answer has no word to draw"]
+    lines += lab_note(model)
     return Report(data, lines)
 
 
 def _each_time(record: AttentionRecord, phrase: str) -> list[Any]:
     """Every occurrence of a phrase in an answer."""
-    from probe.text import find_phrase
-
     count = len(find_phrase(record.text, phrase))
     if count > 1:
         return [(phrase, index) for index in range(count)]
-    record[phrase]  # says which phrases there are, if this one is not there
+    if count == 0:
+        hint = did_you_mean(phrase, nearby_phrases(record.text, phrase))
+        raise InputError(
+            f"The phrase {phrase!r} is not in the answer {record.text!r}.{hint} Give --answer with this text, and the "
+            "model need not answer again."
+        )
     return [phrase]
 
 
 def _first_words(record: AttentionRecord, most: int = 6) -> list[Any]:
-    """The first different words of an answer, each by its first occurrence."""
-    import re
-
-    from probe.text import find_phrase
-
-    words = dict.fromkeys(re.findall(r"[^\W\d_]{2,}", record.text))
-    return [(word, 0) for word in words if find_phrase(record.text, word)][:most]
+    """The first different words of three letters or more that are no function words, each by its first occurrence."""
+    words = dict.fromkeys(re.findall(r"[^\W\d_]{3,}", record.text))
+    content = [word for word in words if word.casefold() not in _FUNCTION_WORDS and find_phrase(record.text, word)]
+    return [(word, 0) for word in content][:most]

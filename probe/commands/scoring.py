@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from probe.commands.arguments import read_examples
+from probe.commands.arguments import lab_note, read_examples
 from probe.files import write_beside
 from probe.reports import Report, output_folder, score_data, score_table, tracked, write_json
 
@@ -32,7 +32,7 @@ def score(
     data
         "lab" (unseen scenes; also lab:unseen, lab:plain, lab:occlusion, lab:relations, lab:clutter) or a folder in COCO style.
     model
-        "lab/llava", a hub name or a local folder.
+        "lab/llava" (a small model that knows coloured shapes alone), a hub name or a local folder.
     prompt
         What the captions answer.
     metric
@@ -63,9 +63,13 @@ def score(
     subject = probe.load_model(model, dtype=dtype, device=device)
     followed = tracked(examples, what="scoring", total=total)
     scores = score_examples(subject, followed, prompt=prompt, metric=metrics, reading=reading, seed=seed)
-    result = score_data(scores) | {"settings": settings}
+    used = {"metric": metrics, "limit": total, "dtype": str(subject.model.dtype), "device": str(subject.model.device)}
+    result = score_data(scores) | {"settings": settings | used | {"groundprobe": probe.__version__}}
+    written: list[str] = []
     if target is not None:
         frame = scores.to_frame()
         write_beside(target / "scores.parquet", lambda path: frame.to_parquet(path, index=False))
         write_json(target / "scores.json", result)
-    return Report(result, [score_table(scores, one) for one in scores.metrics])
+        written = [f"table        {target / name}" for name in ("scores.parquet", "scores.json")]
+    tables = [score_table(scores, one) for one in scores.metrics]
+    return Report(result, [*tables, *written, *lab_note(model, data)])

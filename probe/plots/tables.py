@@ -104,7 +104,7 @@ def score_table(scores: Scores, metric: str | None) -> ScoreTable:
     grid = np.full((3, len(layers), len(heads)), np.nan)
     for layer, head, *numbers in single[["layer", "head", "value", "low", "high"]].itertuples(index=False):
         grid[:, list(layers).index(int(layer)), heads.index(int(head))] = numbers
-    others = part[part["kind"] != "head"][["kind", "name", "value", "low", "high", "images"]]
+    others = part[~part["kind"].isin(["head", "difference"])][["kind", "name", "value", "low", "high", "images"]]
     rows = tuple(
         Row(str(kind), str(name), float(value), float(low), float(high), int(images))
         for kind, name, value, low, high, images in others.itertuples(index=False)

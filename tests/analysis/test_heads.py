@@ -133,7 +133,7 @@ def test_the_frame_the_grid_and_the_readings_agree() -> None:
     interval = scores.reading("minus_mean")
     assert (row.value, row.low, row.high, row.images, row.phrases) == tuple(vars(interval).values())
     assert interval.low <= interval.value <= interval.high
-    assert set(frame.kind) == {"reading", "held-out", "control", "layer", "head"}
+    assert set(frame.kind) == {"reading", "held-out", "difference", "control", "layer", "head"}
     assert (scores.images, scores.phrases, scores.metrics, scores.left_out) == (6, 12, ("pointing", "lift"), {})
     assert "6 images, 12 phrases, 2 layers x 3 heads" in repr(scores)
     assert str(interval) in repr(scores)
@@ -194,3 +194,13 @@ def test_padding_that_shines_does_not_win() -> None:
     ]
     for metric in pair[0].metrics:
         assert np.allclose(pair[0].grid(metric)[0], pair[1].grid(metric)[0], atol=1e-6)
+
+
+def test_the_paired_difference_is_the_difference_of_the_readings_with_its_own_interval() -> None:
+    scores = score(make_images(40), metric=["auroc", "lift"])
+    for metric in ("auroc", "lift"):
+        mean_map, minus = scores.reading("mean_map", metric), scores.reading("minus mean", metric)
+        paired = scores.reading("minus_mean - mean_map", metric)
+        assert paired.value == pytest.approx(minus.value - mean_map.value)
+        assert paired.low < paired.value < paired.high
+        assert (paired.images, paired.phrases) == (mean_map.images, mean_map.phrases)

@@ -23,11 +23,12 @@ def written(ax) -> list[str]:
 
 
 def test_axes_in_same_axes_out() -> None:
+    before = plt.get_fignums()
     figure = probe.plots.new_figure()
     first, second = figure.subplots(1, 2)
     assert probe.plots.heads(Scores(make_frame(VALUES)), ax=first) is first
     assert probe.plots.readings(Scores(make_frame(VALUES)), ax=second) is second
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before
 
 
 def test_every_number_written_is_the_tables() -> None:
