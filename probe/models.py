@@ -101,6 +101,8 @@ def _load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool)
         )
         _require_complete(found)
         model = model.to(target).eval()
+    # The library notes where the files lay on this machine; a record says what was asked for.
+    model.config.name_or_path = name
     return Subject(model, processor, family, name)
 
 
