@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from probe.commands.arguments import lab_note
 from probe.reports import Report, certificate_data, make_table, output_folder, write_json
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def segment(
         Such as "cuda" or "cpu"; by default a GPU if there is one.
     """
     settings = dict(locals())
+    import matplotlib.pyplot as plt
+
     import probe
     from probe.grounding.refiners import find_refiner
     from probe.plots import save_figure
@@ -79,6 +82,7 @@ def segment(
     assert figure is not None  # for the type checker: these Axes were just made
     kept = probe.save(record, target / "record.safetensors")
     figures = [str(path) for path in save_figure(figure, target / "answer")]
+    plt.close(figure)
     data = found.to_json() | {
         "record": str(kept),
         "figures": figures,
@@ -87,7 +91,7 @@ def segment(
     }
     write_json(target / "segments.json", data)
     lines: list[Any] = [f"answer       {found.text}", *_regions(found), f"segments     {target / 'segments.json'}"]
-    return Report(data, [*lines, *(f"picture      {one}" for one in figures)])
+    return Report(data, [*lines, *(f"picture      {one}" for one in figures), *lab_note(model)])
 
 
 def _regions(found: Segmentation) -> list[Any]:
