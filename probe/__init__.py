@@ -22,6 +22,7 @@ _PUBLIC = {
     "ablate": "probe.capture.ablation",
     "attend_and_segment": "probe.grounding.segment",
     "check": "probe.capture.checks",
+    "contributions": "probe.capture.decomposition",
     "emergence": "probe.training_curves",
     "find_checkpoints": "probe.checkpoints",
     "load": "probe.files",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from probe.callbacks import GroundingCallback as GroundingCallback
     from probe.capture.ablation import ablate as ablate
     from probe.capture.checks import check as check
+    from probe.capture.decomposition import contributions as contributions
     from probe.capture.recorder import record as record
     from probe.checkpoints import find_checkpoints as find_checkpoints
     from probe.errors import ProbeError as ProbeError

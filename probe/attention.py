@@ -19,7 +19,9 @@ from probe.text import phrase_span, shorten
 __all__ = ["AttentionRecord", "LayerAttention"]
 
 Quantity = Literal["attention", "contribution", "relevance"]
-QueryKind = Literal["generated token", "prompt token", "class token", "text token", "caption token", "patch"]
+QueryKind = Literal[
+    "generated token", "prompt token", "class token", "pooling query", "text token", "caption token", "patch"
+]
 Dimension = Literal["layer", "timestep", "head", "token"]
 
 
@@ -36,6 +38,7 @@ class LayerAttention:
     token_mean : (timestep, head, row, col), mean over *all* tokens of the answer, whatever was selected since.
     rest : (timestep, head, token, place), mass elsewhere; places are ``probe.layout.REST_PLACES``.
     heads : the model's own number of each head in ``values``; -1 for a mean over heads.
+    timesteps : the scheduler's number of each timestep in ``values``; -1 for a mean, and where a model has none.
     """
 
     name: str
@@ -45,10 +48,13 @@ class LayerAttention:
     token_mean: Tensor
     rest: Tensor
     heads: tuple[int, ...] = ()
+    timesteps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.heads and self.values.ndim == 5:
             object.__setattr__(self, "heads", tuple(range(self.values.shape[1])))
+        if not self.timesteps and self.values.ndim == 5:
+            object.__setattr__(self, "timesteps", (-1,) * self.values.shape[0])
         steps, heads, tokens = self.values.shape[:3] if self.values.ndim == 5 else (-1, -1, -1)
         expected = {
             "values": (steps, heads, tokens, *self.grid.shape),
@@ -57,15 +63,16 @@ class LayerAttention:
         }
         for name, shape in expected.items():
             found = tuple(getattr(self, name).shape)
-            if found != shape or len(self.heads) != heads:
+            if found != shape or len(self.heads) != heads or len(self.timesteps) != steps:
                 raise InputError(
-                    f"Layer {self.name!r}: {name} has shape {found} with {len(self.heads)} head numbers; expected {shape} "
-                    "as (timestep, head, token, row, col), without token for token_mean and with place for rest."
+                    f"Layer {self.name!r}: {name} has shape {found} with {len(self.heads)} head numbers and "
+                    f"{len(self.timesteps)} timestep numbers; expected {shape} as (timestep, head, token, row, col), without token "
+                    "for token_mean and with place for rest."
                 )
 
-    def _map(self, change: Callable[[Tensor], Tensor], *, heads: tuple[int, ...] | None = None) -> LayerAttention:
+    def _map(self, change: Callable[[Tensor], Tensor], **numbers: tuple[int, ...]) -> LayerAttention:
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in ("values", "token_mean", "rest")}
-        return replace(self, **changed, heads=self.heads if heads is None else heads)
+        return replace(self, **(changed | numbers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +157,7 @@ class AttentionRecord:
                 token_mean=one.token_mean[list(steps)][:, list(kept)],
                 rest=one.rest[list(steps)][:, list(kept)][:, :, list(kept_tokens)],
                 heads=tuple(one.heads[i] for i in kept),
+                timesteps=tuple(one.timesteps[i] for i in steps),
             )
 
         return replace(
@@ -223,7 +231,7 @@ class AttentionRecord:
             raise InputError(f"mean() takes 'layer', 'timestep', 'head' and 'token', found {unknown or 'nothing'}.")
         result = self
         if "timestep" in dims:
-            layers = tuple(one._map(lambda t: t.mean(0, keepdim=True)) for one in result.layers)
+            layers = tuple(one._map(lambda t: t.mean(0, keepdim=True), timesteps=(-1,)) for one in result.layers)
             result = replace(result, layers=layers)
         if "head" in dims:
             layers = tuple(one._map(lambda t: t.mean(1, keepdim=True), heads=(-1,)) for one in result.layers)
@@ -242,9 +250,11 @@ class AttentionRecord:
             key: torch.stack([getattr(one, key) for one in self.layers]).mean(0)
             for key in ("values", "token_mean", "rest")
         }
-        # Where the layers hold different heads, the mean is of none that has a number.
-        heads = first.heads if all(one.heads == first.heads for one in self.layers) else (-1,) * len(first.heads)
-        return replace(self, layers=(replace(first, name=name, heads=heads, **parts),))
+        # Where the layers hold different heads or timesteps, the mean is of none that has a number.
+        for key in ("heads", "timesteps"):
+            own = getattr(first, key)
+            parts[key] = own if all(getattr(one, key) == own for one in self.layers) else (-1,) * len(own)
+        return replace(self, layers=(replace(first, name=name, **parts),))
 
     def _mean_token(self) -> AttentionRecord:
         layers = tuple(
@@ -305,8 +315,8 @@ class AttentionRecord:
 
         Notes
         -----
-        Upsampled bicubically with half-pixel centres, as in the reference; pixels that no patch covers are NaN. For looking, not
-        for scoring: metrics are computed on patches.
+        Upsampled bicubically with half-pixel centres, as in the reference; pixels that no patch covers are NaN. Layers count alike,
+        also where their grids differ. For looking, not for scoring: metrics are computed on patches.
         """
         if reading not in ("minus mean", "attention"):
             raise InputError(f"reading must be 'minus mean' or 'attention', found {reading!r}.")
@@ -318,8 +328,19 @@ class AttentionRecord:
                 f"These {len(self.tokens)} tokens are the whole answer, whose mean minus itself is zero everywhere (what is left "
                 'is rounding); choose a phrase or some tokens, or use reading="attention".'
             )
-        single = record.mean("layer", "timestep", "head", "token").layers[0]
-        return single.grid.upsample(single.values[0, 0, 0], size=size)
+        flat = record.mean("timestep", "head", "token")
+        if len({one.view for one in flat.layers}) > 1:
+            flat._require_alike("heatmap()")
+        # Layers of one grid are averaged before they are enlarged, which is the same and faster.
+        alike: dict[Any, list[LayerAttention]] = {}
+        for one in flat.layers:
+            alike.setdefault((one.grid.row_edges, one.grid.col_edges), []).append(one)
+        total = sum(
+            len(some) / len(flat.layers)
+            * some[0].grid.upsample(torch.stack([one.values[0, 0, 0] for one in some]).mean(0), size=size)
+            for some in alike.values()
+        )  # fmt: skip
+        return np.asarray(total, dtype=np.float32)
 
     def to(self, *args: Any, **kwargs: Any) -> AttentionRecord:
         """The record with its tensors moved, as ``torch.Tensor.to`` would move them."""

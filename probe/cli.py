@@ -17,6 +17,7 @@ __all__ = ["main"]
 
 _DESCRIPTION = "See where a vision-language model looks when it says a word."
 _LAB = "Small models and scenes that make everything runnable offline."
+_TRAIN = "Models that are trained, or made from weights that others trained."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +107,7 @@ def _parser() -> tuple[Any, dict[str, _Verb]]:
     from jsonargparse import set_parsing_settings
 
     import probe
-    from probe.commands import LAB_VERBS, VERBS
+    from probe.commands import LAB_VERBS, TRAIN_VERBS, VERBS
 
     set_parsing_settings(docstring_parse_style=DocstringStyle.NUMPYDOC)
     kind = _parser_class()
@@ -115,14 +116,15 @@ def _parser() -> tuple[Any, dict[str, _Verb]]:
     added = parser.add_subcommands()
     for name, verb in verbs.items():
         added.add_subcommand(name, verb.parser, help=_summary(verb.function))
-    lab = kind(exit_on_error=False, description=_LAB)
-    # The library wants a subcommand's own subcommands added after it.
-    added.add_subcommand("lab", lab, help=_LAB)
-    lab.prog = "probe lab"
-    labs = lab.add_subcommands()
-    for name, function in LAB_VERBS.items():
-        verbs[f"lab {name}"] = _Verb(function, _arguments(kind, function))
-        labs.add_subcommand(name, verbs[f"lab {name}"].parser, help=_summary(function))
+    for group, about, functions in (("lab", _LAB, LAB_VERBS), ("train", _TRAIN, TRAIN_VERBS)):
+        outer = kind(exit_on_error=False, description=about)
+        # The library wants a subcommand's own subcommands added after it.
+        added.add_subcommand(group, outer, help=about)
+        outer.prog = f"probe {group}"
+        inner = outer.add_subcommands()
+        for name, function in functions.items():
+            verb = verbs[f"{group} {name}"] = _Verb(function, _arguments(kind, function))
+            inner.add_subcommand(name, verb.parser, help=_summary(function))
     for path, verb in verbs.items():
         verb.parser.prog = f"probe {path}"  # the library's own says "probe [options] lab [options] train"
     return parser, verbs
@@ -213,8 +215,10 @@ def _wrong_value(verb: _Verb, key: str, value: str) -> str:
     kind = get_type_hints(verb.function).get(key)
     option = f"--{key.replace('_', '-')}"
     name = option if option in verb.options() else key.upper()
-    if get_origin(kind) is Literal:
-        choices = [str(one) for one in get_args(kind)]
+    # An option that may be left out is a choice, or nothing.
+    literals = [one for one in (kind, *get_args(kind)) if get_origin(one) is Literal]
+    if literals:
+        choices = [str(one) for one in get_args(literals[0])]
         return f"{name} takes {' or '.join(map(repr, choices))}, found {value!r}.{did_you_mean(value, choices)}"
     return f"{name} takes {'a whole number' if int in (kind, *get_args(kind)) else 'text'}, found {value!r}."
 

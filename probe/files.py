@@ -166,6 +166,7 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
                 "name": one.name,
                 "view": one.view,
                 "heads": one.heads,
+                "timesteps": one.timesteps,
                 "grid": {name: getattr(one.grid, name) for name in grid_fields},
             }
             for one in record.layers
@@ -182,7 +183,12 @@ def _record(header: dict[str, Any], tensors: dict[str, Tensor]) -> AttentionReco
         parts = {part: _unpacked(f"{index}.{part}", tensors) for part in _PARTS}
         layers.append(
             LayerAttention(
-                name=one["name"], view=one["view"], grid=PatchGrid(**grid), heads=tuple(one["heads"]), **parts
+                name=one["name"],
+                view=one["view"],
+                grid=PatchGrid(**grid),
+                heads=tuple(one["heads"]),
+                timesteps=tuple(one.get("timesteps", ())),  # absent in records of before they had numbers
+                **parts,
             )
         )
     return AttentionRecord(

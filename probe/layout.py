@@ -173,13 +173,13 @@ class PatchGrid:
         return np.logical_and.outer(inside[0], inside[1])
 
     def upsample(self, values: Tensor, *, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """(height, width) float32: a (row, col) map sampled bicubically at the image's pixel centres, NaN where unseen.
+        """(..., height, width) float32: (row, col) maps sampled bicubically at the image's pixel centres, NaN where unseen.
 
         Half-pixel centres and replicated borders, the convention of ``interpolate(mode="bicubic", align_corners=False)``.
 
         Parameters
         ----------
-        values : (row, col) tensor.
+        values : (..., row, col) tensor.
         size : (height, width) of the result; the image's own by default.
         """
         axes = []
@@ -190,23 +190,37 @@ class PatchGrid:
             axes.append((pixels - edges[0]) / (edges[-1] - edges[0]) * 2 - 1)
         where = torch.stack(torch.meshgrid(axes[1], axes[0], indexing="xy"), dim=-1)
         sampled = torch.nn.functional.grid_sample(
-            values.detach().cpu().double()[None, None],
+            values.detach().cpu().double().reshape(1, -1, *self.shape),
             where[None],
             mode="bicubic",
             padding_mode="border",
             align_corners=False,
-        )[0, 0].numpy()
+        )
+        maps = sampled.reshape(*values.shape[:-2], *sampled.shape[-2:]).numpy()
         inside = [((axis >= -1) & (axis <= 1)).numpy() for axis in axes]
-        return np.where(np.logical_and.outer(inside[0], inside[1]), sampled, np.nan).astype(np.float32)
+        return np.where(np.logical_and.outer(inside[0], inside[1]), maps, np.nan).astype(np.float32)
 
     def resampling_to(self, shape: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Two matrices (new rows, rows) and (new cols, cols) that area-average a map to an even division of the image.
 
         Cells of the new grid that no patch covers are NaN.
         """
+        evenly = [np.linspace(0, length, count + 1) for count, length in zip(shape, self.image_size, strict=True)]
+        return self._resampling(evenly[0], evenly[1])
+
+    def resampling_onto(self, other: PatchGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Two matrices (other's rows, rows) and (other's cols, cols) that area-average a map to the patches of another grid.
+
+        Patches of the other grid that none of this one covers are NaN.
+        """
+        return self._resampling(np.asarray(other.row_edges), np.asarray(other.col_edges))
+
+    def _resampling(
+        self, rows: NDArray[np.float64], cols: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         matrices = []
-        for edges, count, length in zip((self.row_edges, self.col_edges), shape, self.image_size, strict=True):
-            overlap = _overlap(np.linspace(0, length, count + 1), np.asarray(edges))
+        for edges, wanted in ((self.row_edges, rows), (self.col_edges, cols)):
+            overlap = _overlap(wanted, np.asarray(edges))
             with np.errstate(invalid="ignore"):
                 matrices.append(overlap / overlap.sum(1, keepdims=True))
         return matrices[0], matrices[1]

@@ -14,8 +14,9 @@ from torch import Tensor
 from probe.analysis import controls
 from probe.analysis.concentration import argmax_share, border_cells, top1_share
 from probe.analysis.metrics import Metric, find_metric
-from probe.analysis.scorer import ImageScorer, ScoreSettings, Structure, mean_maps
+from probe.analysis.scorer import ImageScorer, ScoreSettings, mean_maps
 from probe.analysis.stats import Interval, PoissonBootstrap
+from probe.analysis.structure import Structure
 from probe.analysis.targets import Target, read_masks
 from probe.attention import AttentionRecord
 from probe.capture.passes import inputs_with_answer

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 
 from probe.errors import ModelError
 from probe.families import Family, family_of
+from probe.pipelines import INDEX, load_pipeline, require_complete
 from probe.text import shorten
 
 __all__ = ["Subject", "load_model"]
@@ -24,8 +27,8 @@ class Subject:
 
     Attributes
     ----------
-    model : a transformers model.
-    processor : its processor: tokenizer and image processor.
+    model : a transformers model, or a diffusers pipeline.
+    processor : its processor: tokenizer and image processor; a pipeline's image processor.
     family : what is known of its kind.
     name : what it was loaded as.
     """
@@ -53,32 +56,40 @@ def load_model(
 
     Parameters
     ----------
-    model : "lab/..." for a model that ships with the package, a hub name, a local folder, or a live transformers model.
-    processor : only with a live model, and needed there.
-    dtype : "auto" takes the checkpoint's own (float32 for "lab/..."); or "float32", "bfloat16", ...
+    model : "lab/..." for a model that ships with the package, a hub name, a local folder, a live transformers model, or a live
+        diffusers pipeline.
+    processor : only with a live model, and needed there; a pipeline brings its own.
+    dtype : "auto" takes the checkpoint's own (float32 for "lab/..." and for pipelines); or "float32", "bfloat16", ...
     device : such as "cuda"; by default a GPU if torch sees one, and the CPU otherwise. A live model stays where it is.
     trust_remote_code : run Python code that comes with the checkpoint. Never on unless asked for.
 
     Raises
     ------
     ModelError
-        If it cannot be found or loaded, is not a vision-language model, or is of an unknown family.
+        If it cannot be found or loaded, is neither a vision-language model, an image encoder nor a diffusion pipeline, or is of an
+        unknown family.
     """
     if not isinstance(model, (str, os.PathLike)):
-        if processor is None:
-            raise ModelError(
-                f"A live {type(model).__name__} needs its processor too: load_model(model, processor); a name or a folder "
-                "brings its own."
-            )
-        name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
-        return Subject(model, processor, family_of(model), name)
+        return _live(model, processor)
     name = os.fspath(model)
     return _load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
+def _live(model: Any, processor: Any) -> Subject:
+    """The subject of a model that is there already."""
+    config = getattr(model, "config", None)
+    name = getattr(config, "name_or_path", "") or getattr(config, "_name_or_path", "") or type(model).__name__
+    family = family_of(model)
+    if processor is None and family.kind != "diffusion":
+        raise ModelError(
+            f"A live {type(model).__name__} needs its processor too: load_model(model, processor); a name or a folder "
+            "brings its own."
+        )
+    return Subject(model, model.image_processor if processor is None else processor, family, name)
+
+
 def _load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool) -> Subject:
     import torch
-    import transformers
 
     folder, dtype = _locate(name, dtype=dtype)
     wanted: Any = dtype if dtype == "auto" else getattr(torch, dtype, None)
@@ -87,35 +98,59 @@ def _load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool)
             f"dtype={dtype!r} is not a floating-point type of torch; try 'float32', 'bfloat16', 'float16' or 'auto'."
         )
     target = _usable_device(device)
-    remote = {"trust_remote_code": trust_remote_code}
     # Reading a large checkpoint takes a while, so its bar may show on a terminal; the shipped model needs none.
     bars = folder == name and (not Path(name).is_dir() or sys.stderr.isatty())
     with _typed(name), _quiet(bars=bars):
-        config = transformers.AutoConfig.from_pretrained(folder, **remote)
-        family = family_of(config)
-        processor = transformers.AutoProcessor.from_pretrained(folder, **remote)
-        if not hasattr(processor, "image_processor"):
-            raise ModelError("there is no image processor beside its tokenizer; preprocessor_config.json is missing.")
-        model, found = transformers.AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True, **remote
-        )
-        _require_complete(found)
+        pipeline = _pipeline_folder(folder)
+        if pipeline is not None:
+            # Its configuration names no number type; its parts are computed in single precision unless told otherwise.
+            model, family = load_pipeline(pipeline, dtype=torch.float32 if wanted == "auto" else wanted, device=target)
+            model.register_to_config(_name_or_path=name)
+            return Subject(model, model.image_processor, family, name)
+        model, processor, family = _load_parts(folder, dtype=wanted, trust_remote_code=trust_remote_code)
         model = model.to(target).eval()
     # The library notes where the files lay on this machine; a record says what was asked for.
     model.config.name_or_path = name
     return Subject(model, processor, family, name)
 
 
-def _require_complete(found: dict[str, Any]) -> None:
-    """Nothing, if every weight came from the checkpoint: the library fills gaps with random numbers and goes on."""
-    missing = sorted(found.get("missing_keys", ()))
-    other = sorted(str(one[0]) for one in found.get("mismatched_keys", ()))
-    for keys, what in ((missing, "are not in its checkpoint"), (other, "have another shape in its checkpoint")):
-        if keys:
-            raise ModelError(
-                f"{len(keys)} of its weights {what}, the first {keys[0]!r}: the checkpoint is not of this config.json, or it is "
-                "incomplete; save or fetch it again."
-            )
+def _load_parts(folder: str, *, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any, Family]:
+    """The transformers model in a folder or on the hub, its processor and its family."""
+    import transformers
+
+    remote = {"trust_remote_code": trust_remote_code}
+    settings, _ = transformers.PretrainedConfig.get_config_dict(folder)
+    if isinstance(settings, dict) and settings.get("model_type") == "difflmm":
+        importlib.import_module("probe.difflmm")  # makes its classes known to the library
+    config = transformers.AutoConfig.from_pretrained(folder, **remote)
+    family = family_of(config)
+    processor = transformers.AutoProcessor.from_pretrained(folder, **remote)
+    if not hasattr(processor, "image_processor"):
+        raise ModelError("there is no image processor beside its tokenizer; preprocessor_config.json is missing.")
+    encoder = family.kind == "image encoder"
+    loader = transformers.AutoModel if encoder else transformers.AutoModelForImageTextToText
+    model, found = loader.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **remote
+    )
+    require_complete(found)
+    return model, processor, family
+
+
+def _pipeline_folder(folder: str) -> Path | None:
+    """The local folder of a diffusion pipeline, fetched if it is one of the hub; ``None`` if it is none."""
+    if Path(folder).is_dir():
+        return Path(folder) if (Path(folder) / INDEX).is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(folder, INDEX, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        return None  # neither that file nor any other; what is wrong is said where the model itself is asked for
+    if found is None:
+        return None
+    from diffusers import DiffusionPipeline
+
+    return Path(DiffusionPipeline.download(folder))
 
 
 def _usable_device(device: str | None) -> str:
@@ -135,7 +170,7 @@ def _usable_device(device: str | None) -> str:
 def _locate(name: str, *, dtype: str) -> tuple[str, str]:
     """The folder or hub name to load from, and the number type to load it in."""
     if name.startswith("lab/"):
-        from probe.lab.llava import folder
+        from probe.lab.storage import folder
 
         # Shipped in half precision to stay small; computed in single precision, as it was trained.
         return str(folder(name)), "float32" if dtype == "auto" else dtype
@@ -143,11 +178,11 @@ def _locate(name: str, *, dtype: str) -> tuple[str, str]:
     looks_local = path.is_absolute() or name.startswith((".", "~")) or path.exists() or name.count("/") != 1
     if looks_local and not path.is_dir():
         raise ModelError(
-            f"No model folder {name!r}: give a folder with a config.json, a hub name 'owner/name', or 'lab/llava'."
+            f"No model folder {name!r}: give a folder with a config.json or {INDEX}, a hub name 'owner/name', or 'lab/llava'."
         )
-    if looks_local and not (path / "config.json").is_file():
+    if looks_local and not any((path / one).is_file() for one in ("config.json", INDEX)):
         raise ModelError(
-            f"The folder {name!r} has no config.json, so it is not a saved model; was it made with save_pretrained?"
+            f"The folder {name!r} has no config.json or {INDEX}, so it is not a saved model; was it made with save_pretrained?"
         )
     return (str(path) if looks_local else name), dtype
 
@@ -175,10 +210,13 @@ def _quiet(*, bars: bool) -> Iterator[None]:
     from transformers.utils import logging as library
 
     def keep(line: logging.LogRecord) -> bool:
-        # The PIL image processors are used on purpose; missing weights become an error of their own.
+        # The PIL image processors are used on purpose; missing weights become an error of their own; and SigLIP's configuration
+        # warns of the special tokens that it has by default.
         text = line.getMessage()
-        return "torchvision" not in text.lower() and not (
-            "LOAD REPORT" in text and ("MISSING" in text or "MISMATCH" in text)
+        return (
+            "torchvision" not in text.lower()
+            and not ("LOAD REPORT" in text and ("MISSING" in text or "MISMATCH" in text))
+            and not re.search(r"Model config: \w+_token_id must be", text)
         )
 
     handlers = list(logging.getLogger("transformers").handlers)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Report",
     "certificate_data",
+    "head_tables",
     "make_table",
     "output_folder",
     "plain",
@@ -65,7 +66,18 @@ def score_data(scores: HeadScores) -> dict[str, Any]:
         data[str(metric)]["heads"] = [
             {"layer": int(row["layer"]), "head": int(row["head"]), **_bounds(row)} for _, row in cells.iterrows()
         ]
+        over_time = part[part["kind"].isin(["timestep", "head at timestep"])]
+        if len(over_time):
+            data[str(metric)]["timesteps"] = [_timed(row) for _, row in over_time.iterrows()]
+    if scores.quantity != "attention":
+        data["quantity"] = scores.quantity
     return data
+
+
+def _timed(row: Any) -> dict[str, Any]:
+    """One row of a timestep; without layer and head it is of the mean map."""
+    place = {} if row["kind"] == "timestep" else {"layer": int(row["layer"]), "head": int(row["head"])}
+    return {"timestep": int(row["timestep"]), **place, **_bounds(row)}
 
 
 def _bounds(row: Any) -> dict[str, float]:
@@ -75,12 +87,40 @@ def _bounds(row: Any) -> dict[str, float]:
 def score_table(scores: HeadScores, metric: str) -> Table:
     """A table of readings, layers, held-out heads and controls for people."""
     frame = scores.to_frame()
-    part = frame[(frame["metric"] == metric) & (frame["kind"] != "head")]
-    title = f"{metric}: {scores.images} images, {scores.phrases} phrases, 95 % intervals by bootstrap over images"
+    part = frame[(frame["metric"] == metric) & ~frame["kind"].isin(["head", "head at timestep"])]
+    what = metric if scores.quantity == "attention" else f"{metric} of {scores.quantity}s"
+    title = f"{what}: {scores.images} images, {scores.phrases} phrases, 95 % intervals by bootstrap over images"
     table = make_table(title, "", "map", "value", "low", "high")
     for _, row in part.iterrows():
         table.add_row(str(row["kind"]), _row_name(row), *(_number(row[key]) for key in ("value", "low", "high")))
     return table
+
+
+def head_tables(scores: HeadScores, metric: str) -> list[Table]:
+    """Tables of single heads for people, a row for each layer: of their mean over timesteps, or one for each timestep."""
+    frame = scores.to_frame()
+    frame = frame[frame["metric"] == metric]
+    several = frame[frame["kind"] == "head at timestep"]
+    parts = [("", frame[frame["kind"] == "head"])] if several.empty else [
+        (f" at timestep {step}", several[several["timestep"] == step]) for step in scores.timesteps
+    ]  # fmt: skip
+    most = sorted({head for one in scores.heads for head in one})
+    tables = []
+    for when, part in parts:
+        table = make_table(
+            f"{metric} of single heads{when}, read as {scores.reading_name}",
+            "layer",
+            *(f"head {head}" for head in most),
+        )
+        for number, name in enumerate(scores.layers):
+            cells = {int(row["head"]): _interval(row) for _, row in part[part["layer"] == number].iterrows()}
+            table.add_row(f"{number}: {name}", *(cells.get(head, "") for head in most))
+        tables.append(table)
+    return tables
+
+
+def _interval(row: Any) -> str:
+    return f"{_number(row['value'])} [{_number(row['low'])}, {_number(row['high'])}]"
 
 
 def _row_name(row: Any) -> str:

@@ -15,6 +15,14 @@ from probe.capture.passes import generate_and_record, generate_ids, read_and_rec
 from probe.errors import InputError
 from probe.files import write_beside
 from probe.images import read_image
+from probe.kinds import (
+    ScoredQuantity,
+    compare_phrases,
+    denoise,
+    examples_compared,
+    examples_denoised,
+    require_fitting,
+)
 from probe.layout import Indices
 from probe.models import Subject
 
@@ -22,7 +30,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from probe.analysis.heads import HeadScores
-    from probe.analysis.profiles import Profile
+    from probe.analysis.profiles import Over, Profile
+    from probe.analysis.scorer import Reading
     from probe.evaluation.examples import Example
 
 __all__ = ["Run", "TrainingMeasurements", "profile_examples", "run", "score_examples", "threads_for"]
@@ -34,8 +43,8 @@ class Run:
 
     Attributes
     ----------
-    text : the answer.
-    record : the attention of its tokens.
+    text : the answer; the prompt itself, of a model that answers nothing.
+    record : the attention of its tokens, or what patches add to the similarity with its phrases.
     image : the picture, RGB, turned by its EXIF orientation.
     prompt : what was asked.
     """
@@ -62,6 +71,9 @@ def run(
     query_row: Literal["predicting", "own"] | None = None,
     offload: bool = False,
     verify: Literal["sample", "all", "off"] = "sample",
+    timesteps: Sequence[int] | None = None,
+    draws: int | None = None,
+    seed: int | None = None,
 ) -> Run:
     """The model's answer about an image, with a record of where it looked: a ``Run``.
 
@@ -69,6 +81,10 @@ def run(
     >>> run.record["red circle"].heatmap()
 
     Decoding is greedy. For anything else, generate yourself inside ``probe.record(subject)``.
+
+    A model that answers nothing reads the prompt instead. CLIP: the record holds what each patch adds to the similarity with each
+    noun phrase of the prompt (``probe.contributions``). A diffusion pipeline: noise is put on the image, and the record holds the
+    attention of its patches to the prompt's words while it is taken off again.
 
     Parameters
     ----------
@@ -79,18 +95,39 @@ def run(
         comes the end token, as after a generated answer.
     max_new_tokens : where a generated answer is cut off at the latest.
     layers, heads, queries, query_row, offload, verify : see ``probe.record``.
+    timesteps, draws, seed : of a diffusion pipeline alone: how much noise (numbers of the scheduler, (100,) by default), over how
+        many draws of it the record is a mean (1), and from which seed (0).
 
     Raises
     ------
     InputError, CaptureError, CertificateError
         As ``read_image``, ``probe.record`` and its ``result`` do; if ``answer`` is empty, ``max_new_tokens`` is below 1, or the
-        prompt or answer holds an image placeholder of its own.
+        prompt or answer holds an image placeholder of its own; or if an option is given that means nothing for this kind of model.
     """
-    _require_usable(subject, prompt, answer, max_new_tokens)
     if not isinstance(subject, Subject):
         raise InputError(
             f"run() needs a Subject, found a {type(subject).__name__}; make one with probe.load_model(...)."
         )
+    kind = subject.family.kind
+    spoken = {
+        "answer": (answer, None), "max_new_tokens": (max_new_tokens, 128), "queries": (queries, "answer"),
+        "query_row": (query_row, None), "offload": (offload, False),
+    }  # fmt: skip
+    noise = {"timesteps": timesteps, "draws": draws, "seed": seed}
+    given = {name: value for name, value in noise.items() if value is not None}
+    if kind != "diffusion":
+        require_fitting(subject, **{name: (value, None) for name, value in noise.items()})
+    if kind == "image encoder":
+        # The parts are always checked, all of them.
+        require_fitting(subject, **spoken, verify=(verify, verify if verify == "all" else "sample"))
+        picture = read_image(image)
+        return Run(prompt, compare_phrases(subject, picture, prompt, layers=layers, heads=heads), picture, prompt)
+    if kind == "diffusion":
+        require_fitting(subject, **spoken)
+        picture = read_image(image)
+        found = denoise(subject, picture, prompt, layers=layers, heads=heads, verify=verify, **given)
+        return Run(found.text, found, picture, prompt)
+    _require_usable(subject, prompt, answer, max_new_tokens)
     picture = read_image(image)
     options: dict[str, Any] = {
         "layers": layers, "heads": heads, "queries": queries, "query_row": query_row, "offload": offload, "verify": verify,
@@ -106,10 +143,6 @@ def run(
 
 
 def _require_usable(subject: Subject, prompt: str, answer: Any, max_new_tokens: int) -> None:
-    if not isinstance(subject, Subject):
-        raise InputError(
-            f"run() needs a Subject, found a {type(subject).__name__}; make one with probe.load_model(...)."
-        )
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be 1 or more, found {max_new_tokens}.")
     mark = getattr(subject.processor, "image_token", None)
@@ -126,45 +159,100 @@ def score_examples(
     *,
     prompt: str = "Describe the image.",
     metric: str | Sequence[str] = ("pointing", "auroc", "lift"),
-    reading: Literal["minus mean", "attention"] = "minus mean",
+    reading: Reading | None = None,
+    quantity: ScoredQuantity | None = None,
+    timesteps: Sequence[int] | None = None,
     verify: Literal["sample", "all", "off"] = "sample",
     seed: int = 0,
 ) -> HeadScores:
     """Scores of every layer and head over a data set, its captions read in one pass each: a ``HeadScores``.
 
     Streams: any number of examples takes the memory of one. Phrases are found by their character spans.
+
+    Parameters
+    ----------
+    prompt : what the captions answer, for a language model.
+    reading : what a single head's score reads, see ``score_heads``: by default "minus mean", but "attention" for the one row of a
+        class token, which has no mean to subtract.
+    quantity : for an image encoder alone: the "contribution" of patches to the similarity with each phrase (the default), or the
+        "attention" of its class token (or pooling query), one map that is scored against every phrase.
+    timesteps : for a diffusion pipeline alone, whose prompt is the caption: how much noise is put on the image, (100,) by default.
+        With several, every timestep has its own rows.
+    seed : of the bootstrap, and of the noise.
     """
     from probe.analysis.heads import score_heads
 
-    first, second = tee(_read_examples(subject, examples, prompt=prompt, verify=verify))
+    chosen = _reading(subject, reading, quantity)
+    options: dict[str, Any] = {"quantity": quantity, "timesteps": timesteps, "seed": seed}
+    first, second = tee(_read_examples(subject, examples, prompt=prompt, verify=verify, **options))
     records, masks = (one for one, _ in first), (two for _, two in second)
     with threads_for(subject.model):
-        return score_heads(records, masks, metric=metric, reading=reading, seed=seed)
+        return score_heads(records, masks, metric=metric, reading=chosen, seed=seed)
 
 
 def profile_examples(
     subject: Subject,
     examples: Iterable[Example],
     *,
-    over: Literal["layer", "token"] = "layer",
+    over: Over = "layer",
     prompt: str = "Describe the image.",
     metric: str = "pointing",
-    reading: Literal["minus mean", "attention"] = "minus mean",
+    reading: Reading | None = None,
+    quantity: ScoredQuantity | None = None,
+    timesteps: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Profile:
-    """A score over layers or over the tokens around a phrase, captions read in one pass each: a ``Profile``. Streams."""
+    """A score over layers, timesteps or the tokens around a phrase, captions read in one pass each: a ``Profile``. Streams.
+
+    Options are those of ``score_examples``.
+    """
     from probe.analysis.profiles import profile
 
-    first, second = tee(_read_examples(subject, examples, prompt=prompt, verify="sample"))
+    chosen = _reading(subject, reading, quantity)
+    options: dict[str, Any] = {"quantity": quantity, "timesteps": timesteps, "seed": seed}
+    first, second = tee(_read_examples(subject, examples, prompt=prompt, verify="sample", **options))
     records, masks = (one for one, _ in first), (two for _, two in second)
     with threads_for(subject.model):
-        return profile(records, masks, over=over, metric=metric, reading=reading, seed=seed)
+        return profile(records, masks, over=over, metric=metric, reading=chosen, seed=seed)
+
+
+def _reading(subject: Subject, reading: Reading | None, quantity: ScoredQuantity | None) -> Reading:
+    single = subject.family.kind == "image encoder" and quantity == "attention"
+    return reading or ("attention" if single else "minus mean")
 
 
 def _read_examples(
-    subject: Subject, examples: Iterable[Example], *, prompt: str, verify: Literal["sample", "all", "off"]
+    subject: Subject,
+    examples: Iterable[Example],
+    *,
+    prompt: str,
+    verify: Literal["sample", "all", "off"],
+    quantity: ScoredQuantity | None,
+    timesteps: Sequence[int] | None,
+    seed: int,
 ) -> Iterator[tuple[AttentionRecord, list[tuple[tuple[int, int], Any]]]]:
     """The record of each example's caption, and its phrases' spans with their masks."""
+    kind = subject.family.kind
+    if quantity not in (None, "contribution", "attention"):
+        raise InputError(f"quantity must be 'contribution' or 'attention', found {quantity!r}.")
+    if kind != "language model":
+        require_fitting(subject, prompt=(prompt, "Describe the image."))
+    if kind != "diffusion":
+        require_fitting(subject, timesteps=(timesteps, None))
+    if kind != "image encoder":
+        require_fitting(subject, quantity=(quantity, None))
+    if kind == "image encoder":
+        yield from examples_compared(subject, examples, quantity=quantity or "contribution")
+    elif kind == "diffusion":
+        steps = (100,) if timesteps is None else tuple(timesteps)
+        yield from examples_denoised(subject, examples, timesteps=steps, seed=seed, verify=verify)
+    else:
+        yield from _examples_answered(subject, examples, prompt=prompt, verify=verify)
+
+
+def _examples_answered(
+    subject: Subject, examples: Iterable[Example], *, prompt: str, verify: Literal["sample", "all", "off"]
+) -> Iterator[tuple[AttentionRecord, list[tuple[tuple[int, int], Any]]]]:
     for example in examples:
         found = run(subject, example.image, prompt, answer=example.text, verify=verify).record
         if found.text != example.text.strip():
@@ -183,7 +271,10 @@ def threads_for(model: Any) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    small = sum(one.numel() for one in model.parameters()) < 10_000_000
+    # A pipeline is no module itself.
+    parts = [model] if isinstance(model, torch.nn.Module) else getattr(model, "components", {}).values()
+    modules = [one for one in parts if isinstance(one, torch.nn.Module)]
+    small = sum(one.numel() for part in modules for one in part.parameters()) < 10_000_000
     torch.set_num_threads(1 if small else before)
     try:
         yield

@@ -71,7 +71,7 @@ def test_a_model_that_sees_no_images_or_is_of_another_family(refused, photo, tmp
 
 
 def test_a_lab_model_that_is_not_there(refused, photo):
-    assert "Did you mean 'lab/llava'?" in refused("record", photo, "What?", "--model", "lab/lava")
+    assert "Did you mean 'lab/llava'" in refused("record", photo, "What?", "--model", "lab/lava")
 
 
 def test_a_device_and_a_number_type_that_are_not_there(refused):
@@ -116,7 +116,8 @@ def test_a_phrase_that_comes_twice_is_drawn_twice(shell, photo, tmp_path, monkey
 
     drawn, real = [], probe.plots.phrases
     monkeypatch.setattr(
-        "probe.plots.phrases", lambda record, wanted, image: drawn.extend(wanted) or real(record, wanted, image)
+        "probe.plots.phrases",
+        lambda record, wanted, image, **options: drawn.extend(wanted) or real(record, wanted, image, **options),
     )
     text = "a red circle and a blue circle"
     code, _, noise = shell("record", photo, "Hi", "--answer", text, "--phrase", "circle", "--out", tmp_path / "out")
@@ -161,9 +162,9 @@ def test_a_negative_seed_and_no_new_tokens(refused, photo):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ([], "A command is needed, one of demo, record, segment, score, emergence, check, lab. (see `probe --help`)"),
+        ([], "A command is needed, one of demo, record, segment, score, emergence, check, lab, train. (see `probe --help`)"),
         (["lab"], "A command is needed, one of train, scenes. (see `probe lab --help`)"),
-        (["scor"], "There is no command 'scor'; there are demo, record, segment, score, emergence, check, lab. Did you"),
+        (["scor"], "There is no command 'scor'; there are demo, record, segment, score, emergence, check, lab, train. Did you"),
         (["lab", "trin"], "There is no command 'trin'; there are train, scenes. Did you mean 'train'?"),
         (["score", "--limt", "3"], "There is no option --limt. Did you mean '--limit'"),
         (["score", "--limt=3"], "There is no option --limt. Did you mean '--limit'"),
@@ -175,7 +176,7 @@ def test_a_negative_seed_and_no_new_tokens(refused, photo):
         (["record", "a.png"], "Missing: PROMPT."),
         (["record", "a.png", "What", "now"], "The argument 'now' is one too many"),
         (["record", "a.png", "b", "--max-new-tokens", "x"], "--max-new-tokens takes a whole number, found 'x'."),
-        (["lab", "train", "lava"], "ORGANISM takes 'llava', found 'lava'. Did you mean 'llava'?"),
+        (["lab", "train", "lava"], "ORGANISM takes 'llava' or 'clip' or 'diffusion', found 'lava'. Did you mean 'llava'?"),
         (["check"], "Missing: MODEL."),
     ],
 )  # fmt: skip

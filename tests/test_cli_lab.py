@@ -12,7 +12,7 @@ import pytest
 import probe
 from probe.evaluation.coco import read_coco_folder
 from probe.evaluation.lab import read_lab
-from probe.lab import training
+from probe.lab import autoencoding, contrastive, denoising, training
 
 
 @pytest.fixture
@@ -123,3 +123,42 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_end(shell, quick_traini
     code, _, noise = shell(*TRAIN, "--out", tmp_path / "broken")
     assert (code, noise) == (0, "")
     assert _table(tmp_path / "broken") == _table(tmp_path / "whole")
+
+
+@pytest.fixture
+def tiny_trainings(monkeypatch):
+    """Trainings of clip and diffusion that take seconds."""
+    from tests.lab.test_clip import TINY as clip
+    from tests.lab.test_diffusion import TINY as diffusion
+
+    small = {"batch_size": 4, "save_every": 2}
+    monkeypatch.setattr(contrastive, "train_clip", functools.partial(contrastive.train_clip, settings=clip, **small))
+    whole = functools.partial(denoising.train_diffusion, settings=diffusion, autoencoder_steps=5, **small)
+    first = functools.partial(autoencoding.train_autoencoder, settings=diffusion, steps=5)
+    monkeypatch.setattr(denoising, "train_diffusion", whole)
+    monkeypatch.setattr(autoencoding, "train_autoencoder", first)
+
+
+@pytest.mark.parametrize(
+    ("organism", "column", "file"),
+    [("clip", "accuracy", "model.safetensors"), ("diffusion", "squared_error", "model_index.json")],
+)
+def test_the_encoders_are_trained_and_their_curve_shown(shell, tiny_trainings, tmp_path, organism, column, file):
+    command = ("lab", "train", organism, "--steps", 25, "--out", tmp_path / "model")
+    code, printed, noise = shell(*command, "--json")
+    assert (code, noise, printed.count("\n")) == (0, "", 1)
+    rows = json.loads(printed)["rows"]
+    assert [one["step"] for one in rows] == [25]
+    with (tmp_path / "model" / "loss.csv").open(encoding="utf-8", newline="") as table:
+        last = list(csv.DictReader(table))[-1]
+    assert rows[0] == {name: pytest.approx(float(value)) for name, value in last.items()}
+    assert 0 <= rows[0][column] < 2
+    assert (tmp_path / "model" / file).is_file()
+    # The same command again trains nothing.
+    before = {one: one.stat().st_mtime_ns for one in (tmp_path / "model").rglob("*")}
+    code, table, noise = shell(*command)
+    assert (code, noise) == (0, "")
+    assert {one: one.stat().st_mtime_ns for one in (tmp_path / "model").rglob("*")} == before
+    assert f"{rows[0]['loss']:.3f}" in table
+    code, _, noise = shell("lab", "train", organism, "--steps", 0, "--out", tmp_path / "other")
+    assert (code, noise.count("\n")) == (2, 1)

@@ -17,7 +17,15 @@ import probe
 ROOT = Path(probe.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-MODELS = ("transformers", "diffusers", "probe.capture", "probe.families", "probe.models", "probe.runs")
+MODELS = (
+    "transformers",
+    "diffusers",
+    "probe.capture",
+    "probe.families",
+    "probe.models",
+    "probe.pipelines",
+    "probe.runs",
+)
 
 #: Package or module -> what nothing in it may import, also inside a function.
 FORBIDDEN = {
@@ -31,6 +39,14 @@ FORBIDDEN = {
     "probe.grounding": MODELS,
     "probe.evaluation": MODELS,
     "probe.lab": ("probe.capture", "probe.analysis", "probe.runs", "probe.plots", "probe.evaluation"),
+    "probe.difflmm": (
+        "probe.capture",
+        "probe.analysis",
+        "probe.runs",
+        "probe.plots",
+        "probe.evaluation",
+        "probe.models",
+    ),
     "probe.families": ("probe.capture", "probe.runs", "probe.analysis", "probe.plots", "transformers", "torch"),
     "probe.capture": ("probe.runs", "probe.analysis", "probe.plots", "probe.lab", "probe.commands"),
 }

@@ -90,13 +90,13 @@ def test_a_missing_folder_is_refused(name):
 def test_a_folder_that_holds_no_model_is_refused(tmp_path):
     message = _refused(tmp_path)
     assert str(tmp_path) in message
-    assert "has no config.json" in message
+    assert "has no config.json or model_index.json" in message
 
 
 def test_an_unknown_lab_model_is_refused_with_what_might_have_been_meant():
     message = _refused("lab/lava")
     assert "'lab/lava'" in message
-    assert "Did you mean 'lab/llava'?" in message
+    assert "Did you mean 'lab/llava'" in message
 
 
 def test_a_text_model_is_refused(tmp_path):

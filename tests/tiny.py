@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from probe.families import family_of
 from probe.models import Subject
 
-__all__ = ["picture", "tiny_llava", "tiny_processor"]
+__all__ = ["picture", "tiny_clip", "tiny_llava", "tiny_processor", "tiny_siglip"]
 
 # In the style of LLaVA-1.5: the answer follows "ASSISTANT:" after a blank.
 _CHAT = (
@@ -47,6 +48,18 @@ def _tokenizer() -> Any:
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
     )
+
+
+@functools.cache
+def _framing_tokenizer() -> Any:
+    """The same for text encoders: a start and an end token around every text, padding behind it."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = copy.deepcopy(_tokenizer())
+    marks = [(one, tokenizer.convert_tokens_to_ids(one)) for one in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 def tiny_processor(*, preparation: str = "crop", size: int = 32, patch: int = 8) -> Any:
@@ -126,6 +139,59 @@ def tiny_llava(
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return Subject(model, processor, family_of(model), f"tiny {text} llava")
+
+
+def tiny_clip(
+    *,
+    preparation: str = "crop",
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    seed: int = 0,
+    size: int = 32,
+) -> Subject:
+    """A random CLIP of 3 vision layers x 4 heads on 32 x 32 pixels in patches of 8, and 2 text layers that take 24 tokens."""
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+
+    processor = tiny_processor(preparation=preparation, size=size)
+    vision, text = _encoder_parts(_framing_tokenizer(), size)
+    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=20)
+    model = _random(CLIPModel, config, attention=attention, seed=seed).to(dtype)
+    pair = CLIPProcessor(image_processor=processor.image_processor, tokenizer=_framing_tokenizer())
+    return Subject(model, pair, family_of(model), "tiny clip")
+
+
+def tiny_siglip(
+    *, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0, size: int = 32
+) -> Subject:
+    """A random SigLIP of the same size, whose pooling head has 4 heads; it squashes images to a square."""
+    from transformers import SiglipConfig, SiglipModel, SiglipProcessor
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    images = SiglipImageProcessorPil(size={"height": size, "width": size})
+    vision, text = _encoder_parts(_framing_tokenizer(), size)
+    model = _random(SiglipModel, SiglipConfig(vision_config=vision, text_config=text), attention=attention, seed=seed)
+    pair = SiglipProcessor(image_processor=images, tokenizer=_framing_tokenizer())
+    return Subject(model.to(dtype), pair, family_of(model), "tiny siglip")
+
+
+def _encoder_parts(tokenizer: Any, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Vision and text configuration of a tiny encoder."""
+    common = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    vision = {**common, "num_hidden_layers": 3, "image_size": size, "patch_size": 8}
+    text = {**common, "num_hidden_layers": 2, "max_position_embeddings": 24, "vocab_size": len(tokenizer)}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return vision, {**text, **{name: getattr(tokenizer, name) for name in names}}
+
+
+def _random(kind: Any, config: Any, *, attention: str, seed: int) -> Any:
+    """A model in which no weight is small, no bias zero and no gain one: what is left out of a sum shows."""
+    torch.manual_seed(seed)
+    model = kind._from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for name, one in model.named_parameters():
+            if one.ndim:
+                torch.nn.init.normal_(one, mean=float("norm" in name and name.endswith("weight")), std=0.3)
+    return model
 
 
 def picture(height: int = 40, width: int = 56, *, seed: int = 0) -> Image.Image:

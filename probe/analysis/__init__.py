@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from probe.analysis.aggregates import daam
 from probe.analysis.heads import HeadScores, score_heads
 from probe.analysis.metrics import METRICS, degenerate_reason, score
 from probe.analysis.stats import Interval, PoissonBootstrap
@@ -13,6 +14,7 @@ __all__ = [
     "Interval",
     "PoissonBootstrap",
     "Target",
+    "daam",
     "degenerate_reason",
     "score",
     "score_heads",

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probe.analysis.metrics import find_metric
-from probe.analysis.scorer import Cell, Combine, ImageScorer, Reading, ScoreSettings, Structure
+from probe.analysis.scorer import Combine, ImageScorer, Reading, ScoreSettings
 from probe.analysis.stats import Interval, Intervals, PoissonBootstrap
+from probe.analysis.structure import Cell, Structure
 from probe.analysis.targets import Masks
 from probe.attention import AttentionRecord
 from probe.errors import InputError, did_you_mean
@@ -27,7 +28,7 @@ __all__ = ["HeadScores", "in_step", "score_heads"]
 #: Kind of cell -> the row that reports the best of them, chosen on the even images, on the odd ones.
 HELD_OUT: dict[str, str] = {"layer": "best_layer_held_out", "head": "best_head_held_out"}
 
-COLUMNS = ("metric", "kind", "name", "layer", "head", "value", "low", "high", "images", "phrases")
+COLUMNS = ("metric", "kind", "name", "layer", "timestep", "head", "value", "low", "high", "images", "phrases")
 
 
 def score_heads(
@@ -48,7 +49,8 @@ def score_heads(
 
     Parameters
     ----------
-    records : one for each image, all from the same layers and heads; images and grids may differ. May be a generator.
+    records : one for each image, all from the same layers and heads; images and grids may differ, those of one record's layers
+        too. May be a generator.
     masks : for each image, phrase -> (height, width) mask of the original image's size, or pairs of the two. A key is a phrase,
         (phrase, occurrence) or (start, end) characters of ``record.text``. May be a generator; both are read in step.
     metric : one name or several of ``probe.analysis.metrics.METRICS``.
@@ -60,7 +62,10 @@ def score_heads(
     -------
     Rows ``mean_map`` (mean over layers and heads) and ``minus_mean`` (the same minus its mean over the answer) are always there;
     so are the layers (mean over heads, minus mean) and the controls, which use the ``minus_mean`` map; ``shuffled`` has no first
-    image. Values are means over phrases; a phrase that a map cannot be scored on is left out of that row, and ``left_out``
+    image. Heads and layers are scored on their own grids; where these differ, means over layers are taken on the finest of them, to
+    which the others are area-averaged. With several timesteps there is a row for each, and for each head at each; the other rows
+    are of their mean. Class-token rows, one map for all phrases, have no mean to subtract: layers and controls then use the maps as
+    recorded. Values are means over phrases; a phrase that a map cannot be scored on is left out of that row, and ``left_out``
     counts it.
 
     Raises
@@ -100,8 +105,10 @@ def score_heads(
         settings=settings,
         images=images,
         phrases=phrases,
+        quantity=structure.quantity,
         layers=structure.layers,
         heads=structure.heads,
+        timesteps=structure.timesteps,
         left_out=scorer.left_out,
         cells=cells,
         everything=both.intervals(confidence=confidence),
@@ -134,7 +141,9 @@ class HeadScores:
     ----------
     settings : what was asked for.
     images, phrases : how many were given; each row tells how many it rests on.
+    quantity : what was scored: "attention", or the "contribution" of a patch to a similarity.
     layers, heads : module path of each layer, and the model's own numbers of its heads.
+    timesteps : the scheduler's number of each timestep; (-1,) for a mean, and where a model has none.
     left_out : reason -> number of images or phrases that are missing from rows.
     cells : what each position of the intervals belongs to.
     everything : scores over all images.
@@ -144,12 +153,21 @@ class HeadScores:
     settings: ScoreSettings
     images: int
     phrases: int
+    quantity: str
     layers: tuple[str, ...]
     heads: tuple[tuple[int, ...], ...]
+    timesteps: tuple[int, ...]
     left_out: dict[str, int]
     cells: tuple[Cell, ...]
     everything: Intervals
     halves: tuple[Intervals, Intervals]
+
+    @property
+    def reading_name(self) -> str:
+        """What the rows of single heads read, in words: "minus mean", or the quantity as it was recorded."""
+        if self.settings.reading == "attention":
+            return self.quantity
+        return "minus mean" if self.quantity == "attention" else f"{self.quantity} minus mean"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -187,14 +205,19 @@ class HeadScores:
         return rows[name]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each reading, held-out choice, control, layer and head under each metric.
+        """One row for each reading, held-out choice, control, layer, head and timestep under each metric.
 
-        Columns: metric, kind ("reading", "held-out", "difference", "control", "layer" or "head"), name, layer, head,
-        value, low, high, images, phrases. ``layer`` is a position in ``layers``, ``head`` the model's own number; both
-        are missing where they mean nothing, except that held-out rows tell which was chosen.
+        Columns: metric, kind ("reading", "held-out", "difference", "control", "layer" or "head"; with several timesteps also
+        "timestep" and "head at timestep"), name, layer, timestep, head, value, low, high, images, phrases. ``layer`` is a
+        position in ``layers``, ``timestep`` and ``head`` the model's own numbers; they are missing where they mean nothing,
+        except that held-out rows tell which was chosen.
         """
-        several = [(cell, self.everything[i]) for i, cell in enumerate(self.cells) if cell.kind in ("layer", "head")]
-        return _frame([*self._summary, *several])
+        kinds = ("layer", "head", "timestep", "head at timestep")
+        several = [(cell, self.everything[i]) for i, cell in enumerate(self.cells) if cell.kind in kinds]
+        frame = _frame([*self._summary, *several])
+        # Kept in parquet files, so that a table still says what it is of.
+        frame.attrs.update(quantity=self.quantity, reading=self.reading_name)
+        return frame
 
     def top(self, n: int = 10, *, metric: str | None = None, split: Literal["all", "held-out"] = "all") -> pd.DataFrame:
         """The best n heads, best first, in the columns of ``to_frame``; of equal ones the earlier layer and head comes first.
@@ -257,7 +280,7 @@ class HeadScores:
         counts = sorted({len(one) for one in self.heads})
         heads = f"{len(self.layers)} layers x {' or '.join(map(str, counts))} heads"
         lines = [
-            f"HeadScores({self.images} images, {self.phrases} phrases, {heads}, heads read as {self.settings.reading!r})"
+            f"HeadScores({self.images} images, {self.phrases} phrases, {heads}, heads read as {self.reading_name!r})"
         ]
         for cell, interval in self._summary:
             where = [
@@ -274,4 +297,4 @@ def _frame(rows: Sequence[tuple[Cell, Interval]]) -> pd.DataFrame:
 
     columns = {key: [getattr(cell if hasattr(cell, key) else one, key) for cell, one in rows] for key in COLUMNS}
     # Int64 is the integer that may be missing: a reading has no layer, and 3.0 is not a layer's number.
-    return pd.DataFrame(columns).astype({"layer": "Int64", "head": "Int64"})
+    return pd.DataFrame(columns).astype({"layer": "Int64", "timestep": "Int64", "head": "Int64"})

@@ -1,4 +1,4 @@
-"""Where grounding appears inside one model: a score over layers, or over the words around a phrase, with its floor beside it."""
+"""Where grounding appears inside one model: a score over layers, timesteps or the words around a phrase, its floor beside it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from torch import Tensor
 
 from probe.analysis import controls
 from probe.analysis.concentration import argmax_share, border_cells, top1_share
+from probe.analysis.grids import common_grid, onto_grid, patches_share
 from probe.analysis.heads import in_step
 from probe.analysis.metrics import Metric, find_metric
-from probe.analysis.scorer import Reading, ScoreSettings, Structure, is_one_map, phrase_maps
+from probe.analysis.scorer import Reading, ScoreSettings, is_one_map, mean_maps, phrase_maps, require_readable
 from probe.analysis.stats import Interval, PoissonBootstrap
-from probe.analysis.targets import Masks, Target, read_masks
+from probe.analysis.structure import Structure
+from probe.analysis.targets import Masks, Target, Targets, read_masks
 from probe.attention import AttentionRecord
 from probe.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Position", "Profile", "profile"]
+__all__ = ["Over", "Position", "Profile", "profile"]
+
+Over = Literal["layer", "token", "timestep"]
 
 #: Tokens told apart before and after a phrase, and within it; further ones of a long phrase count in "last token" alone.
 AROUND, WITHIN = 3, 6
@@ -35,12 +39,14 @@ QUANTITIES = ("score", "floor", "margin", "top1_share", "border_share")
 
 @dataclass(frozen=True)
 class Position:
-    """What was found at one layer or token.
+    """What was found at one layer, timestep or token.
 
     Attributes
     ----------
-    kind : "layer" (that layer alone), "up to layer" (mean of it and all before); or "before", "phrase", "last" and "after".
-    number : the layer's place in the record; or tokens before (-3 ... -1), within (0, 1, ...) or after (1, 2, 3) the phrase.
+    kind : "layer" (that layer alone), "up to layer" (mean of it and all before); "timestep"; or "before", "phrase", "last" and
+        "after".
+    number : the layer's place in the record; the scheduler's timestep; or tokens before (-3 ... -1), within (0, 1, ...) or after
+        (1, 2, 3) the phrase.
     label : the same in words.
     score : of the map against the phrase's mask.
     floor : of the same map against the masks of the image's other phrases: what looking at any object gives.
@@ -70,11 +76,11 @@ class Position:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """A score over layers or tokens: what ``profile`` gives.
+    """A score over layers, timesteps or tokens: what ``profile`` gives.
 
     Attributes
     ----------
-    over : "layer" or "token".
+    over : "layer", "timestep" or "token".
     metric, reading : what was scored.
     images, phrases : how many were given; each position tells how many it rests on.
     chance : the score of a uniform map.
@@ -82,7 +88,7 @@ class Profile:
     left_out : reason -> number of images.
     """
 
-    over: Literal["layer", "token"]
+    over: Over
     metric: str
     reading: Reading
     images: int
@@ -117,22 +123,24 @@ def profile(
     records: Iterable[AttentionRecord],
     masks: Iterable[Masks],
     *,
-    over: Literal["layer", "token"] = "layer",
+    over: Over = "layer",
     metric: str = "pointing",
     reading: Reading = "minus mean",
     replicates: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Profile:
-    """A score over layers or over the tokens around a phrase, with intervals over images: a ``Profile``, in memory for one image.
+    """A score over layers, timesteps or the tokens around a phrase, with intervals over images: a ``Profile``, in memory for one
+    image.
 
     >>> profile(records, masks, over="layer").to_frame()
 
     Over layers, the map of a phrase is the mean over its tokens and the layer's heads ("layer"), and the mean of that over this
-    layer and all before it ("up to layer"; the last of these is ``score_heads``'s ``minus_mean``). Over tokens, it is one token's
-    mean over all layers and heads, scored against the mask of the phrase that it stands before, in or after; tokens of other
-    phrases are left out before and after. Grounding often shows on an attribute rather than on the noun (PixFoundation, 2025): do
-    not assume which token to read, look.
+    layer and all before it ("up to layer"; the last of these is ``score_heads``'s ``minus_mean``), on the finest grid where grids
+    differ. Over timesteps, it is the mean over tokens, heads and layers at one step of a diffusion model. Over tokens, it is one
+    token's mean over all layers and heads, scored against the mask of the phrase that it stands before, in or after; tokens of
+    other phrases are left out before and after. Grounding often shows on an attribute rather than on the noun (PixFoundation,
+    2025): do not assume which token to read, look.
 
     Parameters
     ----------
@@ -146,8 +154,10 @@ def profile(
     InputError
         As ``score_heads``, or if ``over`` is neither.
     """
-    if over not in ("layer", "token"):
-        raise InputError(f"over must be 'layer' or 'token', found {over!r}; training has probe.emergence(...).")
+    if over not in ("layer", "timestep", "token"):
+        raise InputError(
+            f"over must be 'layer', 'timestep' or 'token', found {over!r}; training has probe.emergence(...)."
+        )
     settings = ScoreSettings((find_metric(metric).name,), reading, "mean", replicates, confidence, seed)
     structure, images, phrases, left_out = None, 0, 0, dict[str, int]()
     for index, record, of_image in in_step(records, masks):
@@ -155,7 +165,7 @@ def profile(
             found = Structure.of(record)
             if structure is None:
                 structure = found
-                places = _layer_places(len(found.layers)) if over == "layer" else _token_places()
+                places = _places(over, found)
                 sampled = PoissonBootstrap(len(places) * len(QUANTITIES) + 1, replicates=replicates, seed=seed)
             found.require_like(structure)
             tokens, read = read_masks(record, of_image)
@@ -166,8 +176,8 @@ def profile(
         if reason:
             left_out[reason] = left_out.get(reason, 0) + 1
             continue
-        target = Target.from_masks(record.layers[0].grid, read, device=record.layers[0].values.device)
-        sampled.add(index, *_measured(record, tokens, target, over=over, settings=settings))
+        targets = Targets(read, device=record.layers[0].values.device)
+        sampled.add(index, *_measured(record, tokens, targets, over=over, settings=settings))
     if structure is None:
         raise InputError("There is no image to score: records and masks are empty.")
     intervals = sampled.intervals(confidence=confidence)
@@ -184,11 +194,25 @@ def profile(
 
 def _unusable(record: AttentionRecord, tokens: Sequence[Any], reading: Reading) -> str:
     """Why an image has nothing to add, or ""."""
+    require_readable(record, reading)
     if not tokens:
         return "no phrase (images)"
     if reading == "minus mean" and is_one_map(record):
         return "the answer has one token, and one map minus its own mean is zero (images)"
     return ""
+
+
+def _places(over: Over, structure: Structure) -> list[tuple[str, int, str]]:
+    if over == "layer":
+        return _layer_places(len(structure.layers))
+    if over == "token":
+        return _token_places()
+    if -1 in structure.timesteps:
+        raise InputError(
+            "the record has no timesteps of their own (it is a mean over them, or of a model without any); record with "
+            'timesteps="all", or several of them.'
+        )
+    return [("timestep", step, f"timestep {step}") for step in structure.timesteps]
 
 
 def _layer_places(layers: int) -> list[tuple[str, int, str]]:
@@ -206,45 +230,53 @@ def _token_places() -> list[tuple[str, int, str]]:
 def _measured(
     record: AttentionRecord,
     tokens: Sequence[tuple[int, ...]],
-    target: Target,
+    targets: Targets,
     *,
-    over: Literal["layer", "token"],
+    over: Over,
     settings: ScoreSettings,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(cell,) sums over phrases and how many phrases were summed, NaN scores left out of both."""
     [name] = settings.metrics
     metric = find_metric(name)
-    if over == "layer":
-        found = _over_layers(record, tokens, target, metric, settings.reading)
-    else:
-        found = _over_tokens(record, tokens, target, metric, settings.reading)
+    measure = {"layer": _over_layers, "timestep": _over_timesteps, "token": _over_tokens}[over]
+    found = measure(record, tokens, targets, metric, settings.reading)
+    target = targets.on(common_grid(record.layers))
     chance = controls.chance(metric, target)
     cells = torch.cat([found.flatten(0, 1), chance[None]])  # (cell, phrase)
     return cells.nansum(-1).cpu().numpy(), (~cells.isnan()).sum(-1).double().cpu().numpy()
 
 
 def _over_layers(
-    record: AttentionRecord, tokens: Sequence[tuple[int, ...]], target: Target, metric: Metric, reading: Reading
+    record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, metric: Metric, reading: Reading
 ) -> Tensor:
     """(position, quantity, phrase), one layer at a time: a layer's heads are never held beside another's."""
     alone, so_far, total = [], [], torch.zeros((), dtype=torch.float32)
+    wanted, mass = common_grid(record.layers), patches_share(record)
     for number, layer in enumerate(record.layers, start=1):
         maps = phrase_maps(layer, tokens, "mean").mean(0)
         if reading == "minus mean":
             maps = maps - layer.token_mean.mean((0, 1))
-        total = maps + total.to(maps.device)
-        alone.append(_quantities(maps[:, None], target, metric))
-        so_far.append(_quantities((total / number)[:, None], target, metric))
+        total = onto_grid(maps, layer.grid, wanted, mass=mass) + total.to(maps.device)
+        alone.append(_quantities(maps[:, None], targets.on(layer.grid), metric))
+        so_far.append(_quantities((total / number)[:, None], targets.on(wanted), metric))
     return torch.stack([*alone, *so_far])
 
 
+def _over_timesteps(
+    record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, metric: Metric, reading: Reading
+) -> Tensor:
+    """(position, quantity, phrase), one timestep at a time."""
+    target = targets.on(common_grid(record.layers))
+    each = [mean_maps(record.select(timesteps=[i]), tokens, reading) for i in range(len(record.layers[0].timesteps))]
+    return torch.stack([_quantities(maps[:, None], target, metric) for maps in each])
+
+
 def _over_tokens(
-    record: AttentionRecord, tokens: Sequence[tuple[int, ...]], target: Target, metric: Metric, reading: Reading
+    record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, metric: Metric, reading: Reading
 ) -> Tensor:
     """(position, quantity, phrase), NaN where a phrase has no such token."""
-    maps = torch.stack([one.values.mean((0, 1)) for one in record.layers]).mean(0)  # (token, row, col)
-    if reading == "minus mean":
-        maps = maps - torch.stack([one.token_mean.mean((0, 1)) for one in record.layers]).mean(0)
+    every = [(i,) for i in range(len(record.tokens))]
+    maps, target = mean_maps(record, every, reading), targets.on(common_grid(record.layers))  # (token, row, col)
     taken = {place for one in tokens for place in one}
     columns = []
     for number, phrase in enumerate(tokens):

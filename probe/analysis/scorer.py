@@ -12,19 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probe.analysis import controls
+from probe.analysis.grids import common_grid, onto_grid, patches_share, same_grid
 from probe.analysis.metrics import METRICS, REASONS, degenerate_reason, score
-from probe.analysis.targets import Masks, Target, read_masks, resize_masks
+from probe.analysis.structure import Structure
+from probe.analysis.targets import Masks, Target, Targets, read_masks, resize_masks
 from probe.attention import AttentionRecord, LayerAttention
 from probe.errors import InputError
 
-__all__ = ["Cell", "Combine", "ImageScorer", "Reading", "ScoreSettings", "Structure", "mean_maps"]
+__all__ = [
+    "Combine",
+    "ImageScorer",
+    "Reading",
+    "ScoreSettings",
+    "is_one_map",
+    "is_single_row",
+    "mean_maps",
+    "require_readable",
+]
 
 Reading = Literal["attention", "minus mean"]
 Combine = Literal["mean", "first", "max"]
-Kind = Literal["reading", "layer", "head", "held-out", "control", "difference"]
-
-READINGS = ("mean_map", "minus_mean")
-DIFFERENCE = "minus_mean - mean_map"
 
 #: Numbers of the maps scored at once (16 MB of float32): few calls, and a bound on memory however many layers there are.
 CHUNK = 2**22
@@ -58,93 +65,6 @@ class ScoreSettings:
                 raise InputError(f"{name} must be one of {', '.join(map(repr, known))}; found {value!r}.")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What one number of the table belongs to; ``layer`` is a position in the record, ``head`` the model's own number."""
-
-    metric: str
-    kind: Kind
-    name: str
-    layer: int | None = None
-    head: int | None = None
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What every record of one table must share."""
-
-    layers: tuple[str, ...]
-    heads: tuple[tuple[int, ...], ...]
-    quantity: str
-    softmax_over: str | None
-    query_row: str | None
-
-    @classmethod
-    def of(cls, record: AttentionRecord) -> Structure:
-        """The record's structure.
-
-        Raises
-        ------
-        InputError
-            If its layers differ in view or grid, or its mean was subtracted already.
-        """
-        if "minus mean" in record.history:
-            raise InputError(
-                "the record's mean map is subtracted already; give the record as recorded, and reading=..."
-            )
-        first = record.layers[0]
-        for one in record.layers[1:]:
-            edges = [(layer.view, layer.grid.row_edges, layer.grid.col_edges) for layer in (first, one)]
-            if edges[0] != edges[1]:
-                raise InputError(
-                    f"layer {first.name!r} sees {first.view!r} on a grid of {first.grid.shape} but {one.name!r} sees "
-                    f"{one.view!r} on {one.grid.shape}; score one view and grid at a time: record.select(layers=..., view=...)."
-                )
-        return cls(
-            tuple(one.name for one in record.layers),
-            tuple(one.heads for one in record.layers),
-            record.quantity,
-            record.softmax_over,
-            record.query_row,
-        )
-
-    def require_like(self, first: Structure) -> None:
-        """Raises InputError, naming what differs, unless this record can stand in one table with the first."""
-        if (self.layers, self.heads) != (first.layers, first.heads):
-            described = [f"{len(one.layers)} layers with {[len(h) for h in one.heads]} heads" for one in (self, first)]
-            odd = [(a, b) for a, b in zip(self.layers, first.layers, strict=False) if a != b]
-            named = f" (layer {odd[0][0]!r} instead of {odd[0][1]!r})" if odd else ""
-            raise InputError(
-                f"the record has {described[0]} but image 0 has {described[1]}{named}; all records of one table must come "
-                "from the same layers and heads of one model: select() the same in each."
-            )
-        for name in ("quantity", "softmax_over", "query_row"):
-            here, there = getattr(self, name), getattr(first, name)
-            if here != there:
-                raise InputError(
-                    f"the record's {name} is {here!r} but image 0 has {there!r}; these values are not comparable, so score "
-                    "them in separate tables."
-                )
-
-    def cells(self, metrics: Sequence[str]) -> tuple[Cell, ...]:
-        """Every number that one image gives, in the order of ``ImageScorer.score``."""
-        cells = []
-        for metric in metrics:
-            cells += [Cell(metric, "reading", name) for name in READINGS]
-            cells += [Cell(metric, "control", name) for name in controls.CONTROLS]
-            cells += [Cell(metric, "layer", name, layer) for layer, name in enumerate(self.layers)]
-            cells += [
-                Cell(metric, "head", self.layers[layer], layer, head)
-                for layer, heads in enumerate(self.heads)
-                for head in heads
-            ]
-        if "pointing" in metrics and "pointing_bicubic" not in metrics:
-            cells += [Cell("pointing_bicubic", "reading", name) for name in READINGS]
-        # Both maps are scored on the same phrases, so their difference is paired: its interval is not that of two intervals.
-        cells += [Cell(metric, "difference", DIFFERENCE) for metric in metrics]
-        return tuple(cells)
-
-
 class ImageScorer:
     """Scores one image after the other; keeps nothing of them but the last masks (for ``shuffled``) and what was left out."""
 
@@ -160,19 +80,22 @@ class ImageScorer:
             self._leave_out("no phrase (images)")
             cells = len(Structure.of(record).cells(self.settings.metrics))
             return np.zeros(cells), np.zeros(cells), 0
-        target = Target.from_masks(record.layers[0].grid, read, device=record.layers[0].values.device)
-        alone = is_one_map(record)
-        if alone:
+        targets = Targets(read, device=record.layers[0].values.device)
+        target = targets.on(common_grid(record.layers))
+        single, alone = is_single_row(record), is_one_map(record)
+        require_readable(record, self.settings.reading)
+        if alone and not single:
             self._leave_out("minus_mean: the answer has one token, and one map minus its own mean is zero (images)")
-        head_scores, layer_maps, layer_minus = self._heads(record, tokens, target, alone=alone)
-        mean_map, minus_mean = layer_maps.mean(0), layer_minus.mean(0)
+        heads, layers, mean_map, minus_mean = self._maps(record, tokens, targets, alone=alone)
+        # What layers, timesteps and controls are read from.
+        read_map = mean_map if single else minus_mean
         self._note(mean_map if alone else minus_mean, target)
         readings = score(self._reading_metrics, torch.stack([mean_map, minus_mean]), target)
-        layers = score(self.settings.metrics, layer_minus, target)
+        over_time = self._over_time(record, tokens, targets, alone=alone)
         parts = []
         for name in self.settings.metrics:
-            beside = self._controls(name, minus_mean, target)
-            parts += [readings[name], beside, layers[name], head_scores[name]]
+            beside = self._controls(name, read_map, target)
+            parts += [readings[name], beside, layers[name], heads[name], *over_time[name]]
         parts += [readings[name] for name in self._reading_metrics if name not in self.settings.metrics]
         parts += [(readings[name][1] - readings[name][0])[None] for name in self.settings.metrics]
         scores = torch.cat(parts)  # (cell, phrase)
@@ -185,25 +108,44 @@ class ImageScorer:
         names = self.settings.metrics
         return (*names, "pointing_bicubic") if "pointing" in names and "pointing_bicubic" not in names else names
 
-    def _heads(
-        self, record: AttentionRecord, tokens: Sequence[tuple[int, ...]], target: Target, *, alone: bool
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Metric -> (head of any layer, phrase) scores; and the (layer, phrase, row, col) means over heads, raw and minus mean."""
-        scored, layer_maps, layer_minus = [], [], []
+    def _maps(
+        self, record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, *, alone: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
+        """Metric -> (head of any layer, phrase) and (layer, phrase) scores, each on its layer's own grid; and the
+        (phrase, row, col) means over heads and layers on the finest grid, raw and minus mean."""
+        names, single = self.settings.metrics, is_single_row(record)
+        wanted, mass = common_grid(record.layers), patches_share(record)
+        heads, layers, means = [], [], []
         for chunk in _chunks(record.layers, len(tokens)):
             each = [phrase_maps(one, tokens, self.settings.combine) for one in chunk]
             maps = torch.cat(each)
             minus = maps - torch.cat([one.token_mean.mean(0) for one in chunk])[:, None]
             if alone:  # zero but for rounding, and rounding must not be scored
                 minus = torch.zeros_like(maps)
-            scored.append(
-                score(self.settings.metrics, minus if self.settings.reading == "minus mean" else maps, target)
-            )
-            counts = [len(one) for one in each]
-            layer_maps.append(_mean_heads(maps, counts))
-            layer_minus.append(_mean_heads(minus, counts))
-        joined = {name: torch.cat([one[name] for one in scored]) for name in self.settings.metrics}
-        return joined, torch.cat(layer_maps), torch.cat(layer_minus)
+            target, counts = targets.on(chunk[0].grid), [len(one) for one in each]
+            heads.append(score(names, minus if self.settings.reading == "minus mean" else maps, target))
+            pair = [_mean_heads(one, counts) for one in (maps, minus)]  # (layer, phrase, row, col)
+            layers.append(score(names, pair[0] if single else pair[1], target))
+            means.append(torch.stack([onto_grid(one, chunk[0].grid, wanted, mass=mass) for one in pair]))
+        mean_map, minus_mean = torch.cat(means, dim=1).mean(1)
+        joined = [{name: torch.cat([one[name] for one in scored]) for name in names} for scored in (heads, layers)]
+        return joined[0], joined[1], mean_map, minus_mean
+
+    def _over_time(
+        self, record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, *, alone: bool
+    ) -> dict[str, list[Tensor]]:
+        """Metric -> (timestep, phrase) scores of the mean map and (timestep and head, phrase) scores; nothing for one timestep."""
+        names, steps = self.settings.metrics, len(record.layers[0].timesteps)
+        if steps == 1:
+            return {name: [] for name in names}
+        single = is_single_row(record)
+        means, heads = [], []
+        for step in range(steps):
+            found, _, mean_map, minus_mean = self._maps(record.select(timesteps=[step]), tokens, targets, alone=alone)
+            heads.append(found)
+            means.append(mean_map if single else minus_mean)
+        scored = score(names, torch.stack(means), targets.on(common_grid(record.layers)))
+        return {name: [scored[name], torch.cat([one[name] for one in heads])] for name in names}
 
     def _controls(self, name: str, maps: Tensor, target: Target) -> Tensor:
         """(control, phrase) scores, in the order of ``controls.CONTROLS``."""
@@ -240,6 +182,20 @@ def is_one_map(record: AttentionRecord) -> bool:
     return len(record.tokens) == 1 and all(bool((one.values[:, :, 0] == one.token_mean).all()) for one in record.layers)
 
 
+def is_single_row(record: AttentionRecord) -> bool:
+    """True if all there is to read is one row of attention, of an image encoder's class token or pooling query."""
+    return record.quantity == "attention" and record.query_kind in ("class token", "pooling query")
+
+
+def require_readable(record: AttentionRecord, reading: Reading) -> None:
+    """Raises InputError if this reading of the record would be zero everywhere by its very nature."""
+    if is_single_row(record) and reading == "minus mean":
+        raise InputError(
+            f"the record holds one row of attention, of its {record.query_kind}, for all phrases, so there is no mean over "
+            "tokens to subtract; score it with reading='attention'."
+        )
+
+
 def phrase_maps(layer: LayerAttention, tokens: Sequence[tuple[int, ...]], combine: Combine) -> Tensor:
     """(head, phrase, row, col) maps: each phrase's tokens combined, after the mean over timesteps.
 
@@ -261,15 +217,17 @@ def phrase_maps(layer: LayerAttention, tokens: Sequence[tuple[int, ...]], combin
 
 
 def mean_maps(record: AttentionRecord, tokens: Sequence[tuple[int, ...]], reading: Reading = "minus mean") -> Tensor:
-    """(phrase, row, col) maps: each phrase's mean over its tokens, all heads of a layer, and all layers.
+    """(phrase, row, col) maps: each phrase's mean over its tokens, all heads of a layer, and all layers, on the finest grid.
 
     An answer of one token minus its own mean is zero, and comes back as exactly that.
     """
     total = torch.zeros(())
+    wanted, mass = common_grid(record.layers), patches_share(record)
     for layer in record.layers:
         maps = phrase_maps(layer, tokens, "mean").mean(0)
         if reading == "minus mean":
             maps = torch.zeros_like(maps) if is_one_map(record) else maps - layer.token_mean.mean((0, 1))
+        maps = onto_grid(maps, layer.grid, wanted, mass=mass)
         total = maps + total.to(maps.device)
     return total / len(record.layers)
 
@@ -282,12 +240,12 @@ def _mean_heads(maps: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def _chunks(layers: Sequence[LayerAttention], phrases: int) -> Iterator[list[LayerAttention]]:
-    """Consecutive layers, as many at a time as ``CHUNK`` numbers of maps allow, at least one."""
+    """Consecutive layers on one grid, as many at a time as ``CHUNK`` numbers of maps allow, at least one."""
     chunk: list[LayerAttention] = []
     size = 0
     for one in layers:
         numbers = one.token_mean[0].numel() * phrases
-        if chunk and size + numbers > CHUNK:
+        if chunk and (size + numbers > CHUNK or not same_grid(chunk[0].grid, one.grid)):
             yield chunk
             chunk, size = [], 0
         chunk.append(one)

@@ -16,7 +16,7 @@ from probe.errors import InputError
 from probe.layout import PatchGrid
 from probe.text import phrase_span
 
-__all__ = ["Masks", "PhraseKey", "Target", "phrase_tokens", "read_masks", "resize_masks"]
+__all__ = ["Masks", "PhraseKey", "Target", "Targets", "phrase_tokens", "read_masks", "resize_masks"]
 
 #: A phrase, a phrase and which occurrence of it, or (start, end) characters of ``record.text``.
 PhraseKey = str | tuple[str, int] | tuple[int, int]
@@ -76,6 +76,21 @@ class Target:
     def negative(self) -> Tensor:
         """(phrase,) patches' worth of image outside the mask, exactly 0 where the mask covers all that is seen."""
         return (self.weight - self.share).sum((-2, -1))
+
+
+class Targets:
+    """The same masks on every grid that one record's layers have, each made when it is first asked for."""
+
+    def __init__(self, masks: NDArray[np.bool_], *, device: torch.device | str | None = None) -> None:
+        self.masks, self.device = masks, device
+        self._made: dict[tuple[tuple[float, ...], tuple[float, ...]], Target] = {}
+
+    def on(self, grid: PatchGrid) -> Target:
+        """The target of the masks on this grid."""
+        key = (grid.row_edges, grid.col_edges)
+        if key not in self._made:
+            self._made[key] = Target.from_masks(grid, self.masks, device=self.device)
+        return self._made[key]
 
 
 def as_mask(mask: Any, what: str) -> NDArray[np.bool_]:

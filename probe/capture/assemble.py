@@ -9,12 +9,12 @@ import torch
 from einops import rearrange
 
 from probe.attention import AttentionRecord, LayerAttention
-from probe.capture.geometry import Preparation, preparation_of
+from probe.capture.geometry import Preparation, checked_preparation
 from probe.capture.sequence import patch_size
 from probe.capture.tokens import spell
 from probe.capture.weights import tolerance_of
 from probe.errors import CaptureError, CertificateError, InputError
-from probe.images import image_size, read_image
+from probe.families import Family
 from probe.layout import View, resolve_indices
 from probe.provenance import Certificate, Source
 from probe.text import shorten
@@ -22,7 +22,7 @@ from probe.text import shorten
 if TYPE_CHECKING:
     from probe.capture.recorder import Recorder
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "make_source"]
 
 
 def assemble(recorder: Recorder, image: Any) -> AttentionRecord:
@@ -135,37 +135,12 @@ def _layer(
 
 
 def _preparation(recorder: Recorder, image: Any) -> Preparation:
-    """How the picture was made, checked against the picture that the model saw."""
     seen = recorder.sequence.pixels if recorder.sequence is not None else None
     assert seen is not None  # for the type checker: the layout refused a pass without a picture
-    frame = (int(seen.shape[-2]), int(seen.shape[-1]))
-    if image is None:
-        return Preparation.unknown(frame)
-    picture = read_image(image)
-    preparation = preparation_of(recorder.processor, image_size(picture), family=recorder.family)
-    again = recorder.processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
-    again = again.to(seen.device, seen.dtype)
-    if preparation.frame != frame or again.shape != seen.shape:
-        raise CaptureError(
-            f"The model saw a picture of {frame} pixels (height, width), but its processor is set to make {preparation.frame} "
-            f"of this image ({preparation.steps}); prepare the image with the model's own processor."
-        )
-    # Half a grey level of 255, after a normalisation that spreads them by about 4.
-    off = float((again.float() - seen.float()).abs().max())
-    if off > 0.02:
-        raise InputError(
-            f"The image given to result() is not the one that the model saw: the processor makes other pixels of it (they differ "
-            f"by up to {off:.2g}). Give the same image, turned the same way: EXIF orientation is applied here (probe.read_image)."
-        )
-    return preparation
+    return checked_preparation(recorder.processor, image, seen=seen, family=recorder.family)
 
 
 def _source(recorder: Recorder, preparation: Preparation) -> Source:
-    import transformers
-
-    import probe
-
-    config = recorder.model.config
     sequence = recorder.sequence
     prompt = ""
     if sequence is not None:
@@ -173,14 +148,34 @@ def _source(recorder: Recorder, preparation: Preparation) -> Source:
         image = [i for i, one in enumerate(sequence.prompt) if one == sequence.image_token]
         ids = [one for i, one in enumerate(sequence.prompt) if i not in set(image[1:])]
         prompt = shorten(recorder.processor.tokenizer.decode(ids), 2000)
-    return Source(
-        family=recorder.family.name,
-        model=str(getattr(config, "name_or_path", "") or type(recorder.model).__name__),
-        revision=str(getattr(config, "_commit_hash", None) or ""),
+    return make_source(
+        recorder.model,
+        recorder.family,
         tap="transformers attention functions",
         kernel=recorder.kernel,
-        dtype=str(recorder.dtype).removeprefix("torch."),
+        dtype=recorder.dtype,
         preparation=preparation.steps,
+        prompt=prompt,
+    )
+
+
+def make_source(
+    model: Any, family: Family, *, tap: str, kernel: str, dtype: torch.dtype | None, preparation: str, prompt: str = ""
+) -> Source:
+    """Where a record of this transformers model comes from."""
+    import transformers
+
+    import probe
+
+    config = model.config
+    return Source(
+        family=family.name,
+        model=str(getattr(config, "name_or_path", "") or type(model).__name__),
+        revision=str(getattr(config, "_commit_hash", None) or ""),
+        tap=tap,
+        kernel=kernel,
+        dtype=str(dtype).removeprefix("torch."),
+        preparation=preparation,
         prompt=prompt,
         versions={
             "groundprobe": probe.__version__,

@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from probe.errors import CaptureError, InputError
 from probe.families import Family, matches
+from probe.images import image_size as size_of
+from probe.images import read_image
 from probe.layout import PatchGrid
 
-__all__ = ["Preparation", "preparation_of"]
+__all__ = ["Preparation", "checked_preparation", "preparation_of"]
+
+#: Half a grey level of 255, after a normalisation that spreads them by about 4.
+_SAME_PIXELS = 0.02
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,42 @@ def preparation_of(processor: Any, image_size: tuple[int, int], *, family: Famil
         frame = crop
         steps.append(f"centre crop to {crop[0]} x {crop[1]}")
     return Preparation(", ".join(steps) or "as it is", image_size, frame, scale, offset)
+
+
+def checked_preparation(processor: Any, image: Any, *, seen: Tensor, family: Family) -> Preparation:
+    """How the picture that a model saw was made of this image, checked pixel by pixel.
+
+    Parameters
+    ----------
+    image : path, PIL image or array; ``None`` where nobody says which it was.
+    seen : (1, channel, row, col) picture that the model was given.
+
+    Raises
+    ------
+    CaptureError
+        If the processor makes pictures of another size than the model saw.
+    InputError
+        If the image is another one than the model saw.
+    """
+    frame = (int(seen.shape[-2]), int(seen.shape[-1]))
+    if image is None:
+        return Preparation.unknown(frame)
+    picture = read_image(image)
+    preparation = preparation_of(processor, size_of(picture), family=family)
+    images = getattr(processor, "image_processor", processor)
+    again = images(images=picture, return_tensors="pt")["pixel_values"].to(seen.device, seen.dtype)
+    if preparation.frame != frame or again.shape != seen.shape:
+        raise CaptureError(
+            f"The model saw a picture of {frame} pixels (height, width), but its processor is set to make {preparation.frame} "
+            f"of this image ({preparation.steps}); prepare the image with the model's own processor."
+        )
+    off = float((again.float() - seen.float()).abs().max())
+    if off > _SAME_PIXELS:
+        raise InputError(
+            f"The image given to result() is not the one that the model saw: the processor makes other pixels of it (they differ "
+            f"by up to {off:.2g}). Give the same image, turned the same way: EXIF orientation is applied here (probe.read_image)."
+        )
+    return preparation
 
 
 def _setting(settings: Any, name: str) -> int | None:

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import MethodType
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from probe.errors import CaptureError
 
-__all__ = ["Observer", "hook_tables", "require_uncompiled", "watch_forward", "watch_generate"]
+__all__ = ["Observer", "hook_tables", "require_uncompiled", "watch_forward", "watch_generate", "watch_method"]
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[nn.Module, Any], None]
+Told = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
 
 class Observer(Protocol):
@@ -85,61 +85,70 @@ def hook_tables(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 
 # Several recorders may watch one model; one shared wrapper serves them, so they may end in any order.
 _lock = threading.RLock()
-_observers: WeakKeyDictionary[nn.Module, list[Observer]] = WeakKeyDictionary()
 
 
 @contextmanager
 def watch_generate(model: Any, observer: Observer) -> Iterator[None]:
-    """Tells ``observer`` of every ``model.generate`` call; the method is shadowed on the instance for the length of the context."""
+    """Tells ``observer`` of every ``model.generate`` call."""
+    with watch_method(model, "generate", before=observer.generation_begins, after=observer.generation_ends):
+        yield
+
+
+@contextmanager
+def watch_method(
+    owner: Any, name: str, *, before: Told | None = None, after: Callable[[Any], None] | None = None
+) -> Iterator[None]:
+    """Calls ``before(args, kwargs)`` and ``after(output)`` around every call of a method that is looked up on this very object.
+
+    The method is shadowed on the instance for the length of the context. ``after`` is given ``None`` if the method raised.
+    """
+    listener = (before, after)
     with _lock:
-        listening = _observers.setdefault(model, [])
-        listening.append(observer)
-        if len(listening) == 1:
-            _shadow_generate(model, listening)
+        shadow = owner.__dict__.get(name)
+        if not isinstance(shadow, _Shadow):
+            shadow = _Shadow(owner, name)
+            owner.__dict__[name] = shadow
+        shadow.listening.append(listener)
     try:
         yield
     finally:
         with _lock:
-            listening.remove(observer)
-            if not listening:
-                _observers.pop(model, None)
-                _unshadow_generate(model)
+            shadow.listening.remove(listener)
+            # The user may have replaced it meanwhile; theirs stays.
+            if not shadow.listening and owner.__dict__.get(name) is shadow:
+                if shadow.users_own is None:
+                    del owner.__dict__[name]
+                else:
+                    owner.__dict__[name] = shadow.users_own
 
 
 class _Shadow:
-    """``model.generate`` with observers told before and after."""
+    """A method of one object with those who listen told before and after."""
 
-    def __init__(self, model: Any, listening: list[Observer]) -> None:
-        self.model, self.listening = model, listening
-        self.users_own, self.generate = model.__dict__.get("generate"), model.generate
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+        self.users_own, self.method = owner.__dict__.get(name), getattr(owner, name)
+        self.listening: list[tuple[Told | None, Callable[[Any], None] | None]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         told = list(self.listening)
         output = None
         try:
-            for one in told:
-                one.generation_begins(args, kwargs)
-            output = self.generate(*args, **kwargs)
+            for before, _ in told:
+                if before is not None:
+                    before(args, kwargs)
+            output = self.method(*args, **kwargs)
         finally:
-            for one in told:
-                one.generation_ends(output)
+            for _, after in told:
+                if after is not None:
+                    after(output)
         return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # A copy of the model made inside the context must generate by itself, not through the original.
-        twin = memo.get(id(self.model), self.model)
-        return MethodType(type(twin).generate, twin) if self.users_own is None else copy.deepcopy(self.users_own, memo)
-
-
-def _shadow_generate(model: Any, listening: list[Observer]) -> None:
-    model.__dict__["generate"] = _Shadow(model, listening)
-
-
-def _unshadow_generate(model: Any) -> None:
-    shadow = model.__dict__.get("generate")
-    if not isinstance(shadow, _Shadow):
-        return  # the user replaced it meanwhile; theirs stays
-    if shadow.users_own is None:
-        del model.__dict__["generate"]
-    else:
-        model.__dict__["generate"] = shadow.users_own
+        # A copy of the owner made inside the context must run by itself, not through the original.
+        twin = memo.get(id(self.owner), self.owner)
+        return (
+            MethodType(getattr(type(twin), self.name), twin)
+            if self.users_own is None
+            else copy.deepcopy(self.users_own, memo)
+        )

@@ -1,4 +1,4 @@
-"""Which modules of a model are its attention layers."""
+"""Which modules of a model are its attention layers, and which part of it is its image encoder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from probe.errors import CaptureError
-from probe.families import Family, matches
+from probe.families import FAMILIES, Family, matches
 
-__all__ = ["attention_modules"]
+__all__ = ["attention_modules", "encoder_modules", "image_encoder"]
 
 
 def attention_modules(model: Any, family: Family) -> list[tuple[str, nn.Module]]:
@@ -33,5 +33,53 @@ def attention_modules(model: Any, family: Family) -> list[tuple[str, nn.Module]]
         raise CaptureError(
             f"{type(model).__name__} states {stated} layers but {len(found)} attention modules were found "
             f"({', '.join(sorted({type(one).__name__ for _, one in found})) or 'none'}): it is not built as its family is."
+        )
+    return found
+
+
+def image_encoder(model: Any) -> tuple[str, Any, Family]:
+    """Name, module and family of the image encoder that a model is, or has: CLIP's or SigLIP's vision tower.
+
+    Raises
+    ------
+    CaptureError
+        If there is none of a known family, or more than one.
+    """
+    encoders = [one for one in FAMILIES if one.kind == "image encoder"]
+    found = [
+        (name, one, family)
+        for name, one in model.named_modules()
+        for family in encoders
+        if matches(one, family.models) and hasattr(one, "embeddings") and hasattr(one, "encoder")
+    ]
+    if len(found) != 1:
+        known = ", ".join(family.name for family in encoders)
+        raise CaptureError(
+            f"{type(model).__name__} has {len(found) or 'no'} image encoder{'s' * (len(found) > 1)} of a known family ({known}); "
+            "exactly one can be recorded."
+        )
+    return found[0]
+
+
+def encoder_modules(model: Any) -> list[tuple[str, nn.Module]]:
+    """Name (in the whole model) and module of every attention module of its image encoder, in the order of its layers.
+
+    Raises
+    ------
+    CaptureError
+        If there are not as many as the encoder's configuration states.
+    """
+    prefix, tower, family = image_encoder(model)
+    # Not by a number of their own: these modules have none, but they are listed in the order in which they run.
+    found = [
+        (".".join(filter(None, (prefix, name))), one)
+        for name, one in tower.named_modules()
+        if matches(one, family.attention)
+    ]
+    stated = tower.config.num_hidden_layers
+    if len(found) != stated:
+        raise CaptureError(
+            f"{type(tower).__name__} states {stated} layers but {len(found)} attention modules were found: it is not built as its "
+            "family is."
         )
     return found

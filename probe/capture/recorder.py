@@ -16,6 +16,7 @@ from probe.attention import AttentionRecord
 from probe.capture.assemble import assemble
 from probe.capture.hooks import require_uncompiled, watch_forward, watch_generate
 from probe.capture.modules import attention_modules
+from probe.capture.places import Recording, choose_place
 from probe.capture.reduce import Queries, RowStore, answer_tokens
 from probe.capture.sequence import Sequence, batch_of_one, image_token_id
 from probe.capture.taps import AttentionCall, watch_registry
@@ -34,30 +35,36 @@ def record(
     model: Any,
     processor: Any = None,
     *,
-    layers: Indices = None,
+    place: str | None = None,
+    layers: Any = None,
     heads: Indices = None,
-    queries: Literal["answer", "prompt"] | Several[int] = "answer",
-    query_row: Literal["predicting", "own"] | None = None,
     offload: bool = False,
     verify: Literal["sample", "all", "off"] = "sample",
-) -> Recorder:
-    """A context manager that records the attention of every text token to the image patches.
+    **options: Any,
+) -> Recording:
+    """A context manager that records where a model looks while it runs.
 
     >>> with probe.record(model, processor) as recorder:
     ...     model.generate(**inputs)
     >>> record = recorder.result(image=image)
+    >>> with probe.record(pipeline) as recorder:
+    ...     pipeline("a red circle", num_inference_steps=50)
 
     The model's own kernels run, its output is bit-identical, and nothing is left on it afterwards.
 
     Parameters
     ----------
-    model, processor : a live transformers model and its processor, or one ``Subject``.
-    layers, heads : which to record, by number; all by default.
-    queries : "answer" (generated tokens), "prompt" (the prompt's text tokens), or numbers of answer tokens to keep, from 0.
-    query_row : "predicting" reads token t at position t - 1, which predicts it; "own" at its own position. By default
-        "predicting" for an answer and "own" for a prompt.
+    model, processor : a live transformers model and its processor, a live diffusion pipeline, or one ``Subject``.
+    place : whose attention is read. "language model": text tokens to image patches. "image encoder": CLIP's class token, or the
+        query with which SigLIP pools, to the patches. "cross-attention": patches of a diffusion U-Net to the words, or in a DiffLMM
+        to its implicit caption. "self-attention": patches of a U-Net to each other. By default the first that the model has.
+    layers, heads : which to record, by number; all by default. Layers of a U-Net also by the beginning of their names.
     offload : True moves every row to host memory at once.
     verify : how many rows must rebuild the kernel's own output: a "sample" in every layer and head, "all", or "off".
+    options : what only some places take. "language model": ``queries``, "answer" (generated tokens, the default), "prompt" (the
+        prompt's text tokens) or numbers of answer tokens to keep, from 0; ``query_row``, "predicting" (reads token t at position
+        t - 1, which predicts it; the default for an answer) or "own" (the default for a prompt). "image encoder": ``queries``,
+        see ``EncoderRecorder``. U-Nets: ``timesteps``, ``guidance`` and ``patches``, see ``DiffusionRecorder``.
 
     Raises
     ------
@@ -66,24 +73,28 @@ def record(
     CaptureError
         If the model is compiled, or its attention modules are not as many as its configuration states.
     InputError
-        If a layer, head or option does not exist.
+        If a place, layer, head or option does not exist.
     """
     if hasattr(model, "processor") and hasattr(model, "family"):
         model, processor = model.model, model.processor
-    if processor is None:
+    family = family_of(model)
+    chosen = choose_place(model, family, place, options)
+    if processor is None and family.kind != "diffusion":
         raise InputError(
             "record() needs the model's processor too: record(model, processor), or one Subject from load_model()."
         )
-    return Recorder(
-        model,
-        processor,
-        layers=layers,
-        heads=heads,
-        queries=queries,
-        query_row=query_row,
-        offload=offload,
-        verify=verify,
-    )
+    options |= {"layers": layers, "heads": heads, "offload": offload, "verify": verify}
+    if chosen == "language model":
+        return Recorder(model, processor, **options)
+    if chosen == "image encoder":
+        from probe.capture.encoders import EncoderRecorder
+
+        return EncoderRecorder(model, processor, **options)
+    from probe.capture.captions import CaptionConditioning
+    from probe.capture.diffusion import DiffusionRecorder
+
+    source = model if family.kind == "diffusion" else CaptionConditioning(model, processor)
+    return DiffusionRecorder(source, place=chosen, **options)  # type: ignore[arg-type]
 
 
 class Recorder:

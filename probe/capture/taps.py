@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from probe.errors import CaptureError
 
-__all__ = ["AttentionCall", "edit_registry", "watch_registry"]
+__all__ = ["AttentionCall", "Editor", "Watcher", "edit_registry", "entered", "watch_registry"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,8 @@ class AttentionCall:
 
     Attributes
     ----------
-    kernel : the name under which the model chose it: "sdpa", "eager", "flash_attention_2", ...
+    kernel : the name under which the model chose it: "sdpa", "eager", "flash_attention_2", ...; "scaled_dot_product_attention"
+        where the model called torch's own function.
     query : (batch, head, query, channel), after rotary embedding.
     key, value : (batch, key head, key, channel), the cache included.
     mask : (batch or 1, head or 1, query or 1, key) bool, True where attention is allowed, or float to be added; or the
@@ -58,7 +59,7 @@ def watch_registry(modules: Iterable[nn.Module], watcher: Watcher) -> Iterator[N
     function behind a thin pass-through; no registry entry, configuration, name or mask changes, so models that branch on the
     name of their attention, and attention functions that a user registered, behave as before. "eager" passes the same way.
     """
-    with _entered(_watchers, modules, watcher):
+    with entered(_watchers, modules, watcher, install=_install, uninstall=_uninstall_if_idle):
         yield
 
 
@@ -69,28 +70,35 @@ def edit_registry(modules: Iterable[nn.Module], editor: Editor) -> Iterator[None
     The same place as ``watch_registry``: those who watch see what the kernel itself gave out; of several editors each gets what the
     one before it gave.
     """
-    with _entered(_editors, modules, editor):
+    with entered(_editors, modules, editor, install=_install, uninstall=_uninstall_if_idle):
         yield
 
 
 @contextmanager
-def _entered(table: dict[nn.Module, tuple[Any, ...]], modules: Iterable[nn.Module], function: Any) -> Iterator[None]:
-    """The function stands in the table under each of these modules, and the look-up is shadowed, for the length of the context."""
-    entered = list(modules)
+def entered(
+    table: dict[nn.Module, tuple[Any, ...]],
+    modules: Iterable[nn.Module],
+    function: Any,
+    *,
+    install: Callable[[], None],
+    uninstall: Callable[[], None],
+) -> Iterator[None]:
+    """The function stands in the table under each of these modules, and the tap is installed, for the length of the context."""
+    listed = list(modules)
     try:
         with _lock:
-            for module in entered:
+            for module in listed:
                 table[module] = (*table.get(module, ()), function)
-            _install()
+            install()
         yield
     finally:
         with _lock:
-            for module in entered:
+            for module in listed:
                 # An interrupt may have come before all of them were entered.
                 left = tuple(one for one in table.pop(module, ()) if one is not function)
                 if left:
                     table[module] = left
-            _uninstall_if_idle()
+            uninstall()
 
 
 def _install() -> None:

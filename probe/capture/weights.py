@@ -147,7 +147,9 @@ def _masked(module: nn.Module, call: AttentionCall, logits: Tensor, *, rows: Ten
     flash = call.kernel.startswith("flash_attention")
     # Without a mask, torch's kernel aligns the causal triangle to the first key and flash attention to the last.
     own = rows + (keys - queries if flash else 0)
-    if call.kernel != "eager" and causal and queries > 1:
+    # transformers drops the triangle for a single query; torch's own function keeps it, and leaves that query one key.
+    several = queries > 1 or call.kernel == "scaled_dot_product_attention"
+    if call.kernel != "eager" and causal and several:
         logits = logits.masked_fill(position > own[:, None], -torch.inf)
     window = call.options.get("sliding_window") if flash else None
     if window is not None:

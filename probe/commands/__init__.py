@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probe.commands.checking import check
+from probe.commands.converting import convert_difflmm
 from probe.commands.demonstration import demo
 from probe.commands.emerging import emergence
 from probe.commands.lab import lab_scenes, lab_train
@@ -13,7 +14,7 @@ from probe.commands.scoring import score
 from probe.commands.segmenting import segment
 from probe.reports import Report
 
-__all__ = ["LAB_VERBS", "VERBS"]
+__all__ = ["LAB_VERBS", "TRAIN_VERBS", "VERBS"]
 
 #: Name at the shell -> the function whose signature and docstring make its options and help.
 VERBS: dict[str, Callable[..., Report]] = {
@@ -25,3 +26,4 @@ VERBS: dict[str, Callable[..., Report]] = {
     "check": check,
 }
 LAB_VERBS: dict[str, Callable[..., Report]] = {"train": lab_train, "scenes": lab_scenes}
+TRAIN_VERBS: dict[str, Callable[..., Report]] = {"convert-difflmm": convert_difflmm}

@@ -13,7 +13,7 @@ def check(model: str, *, image: str | None = None, dtype: str = "auto", device: 
     Parameters
     ----------
     model
-        "lab/llava", a hub name or a local folder.
+        "lab/llava", "lab/clip", "lab/diffusion", a hub name or a local folder.
     image
         Any picture; by default one that is made up.
     dtype

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from probe.commands.arguments import read_examples
+from probe.commands.arguments import kind_note, read_examples, whole_numbers
 from probe.errors import InputError
 from probe.files import write_beside
 from probe.reports import Report, make_table, output_folder, progress, show_interval, tracked, write_json
@@ -22,13 +23,14 @@ LIMIT = 200
 
 def emergence(
     *,
-    over: Literal["layer", "token", "training"] = "training",
+    over: Literal["layer", "timestep", "token", "training"] = "training",
     model: str = "lab/llava",
     checkpoints: str | None = None,
     data: str = "lab",
     prompt: str = "Describe the image.",
     limit: int = LIMIT,
     metric: str = "pointing",
+    timestep: Sequence[str] = (),
     out: str | None = None,
     seed: int = 0,
     dtype: str = "auto",
@@ -39,9 +41,10 @@ def emergence(
     Parameters
     ----------
     over
-        "training" scores every checkpoint beside its caption loss; "layer" and "token" look into one model.
+        "training" scores every checkpoint beside its caption loss; "layer", "token" and "timestep" look into one model.
     model
-        "lab/llava", a hub name or a local folder; over training, one that holds snapshots unless --checkpoints is given.
+        "lab/llava" (or, but for training, "lab/clip" or "lab/diffusion"), a hub name or a local folder; over training, one that
+        holds snapshots unless --checkpoints is given.
     checkpoints
         A glob of checkpoint folders of one training, in quotes, such as "runs/mine/checkpoint-*".
     data
@@ -52,6 +55,8 @@ def emergence(
         At most this many examples.
     metric
         "pointing", "auroc", "lift" or "energy".
+    timestep
+        For a diffusion model: how much noise is put on the image; 100 by default. Over timesteps, several.
     out
         Folder for emergence.parquet, emergence.json with the exact settings, and the picture as PDF and PNG.
     seed
@@ -70,16 +75,20 @@ def emergence(
         raise InputError(
             f"--checkpoints are of a training, but --over {over} looks into one model; give --model its folder."
         )
+    if timestep and over == "training":
+        raise InputError("--timestep is of a diffusion model; give --over layer or --over timestep with it.")
     target = None if out is None else output_folder(out)
     find_metric(metric)
+    timesteps = whole_numbers("--timestep", timestep)
     examples, total = read_examples(data, limit=limit, seed=seed)
     if over == "training":
         curve = _over_training(model, checkpoints, list(examples), settings)
         return _finish(curve, _training_data(curve) | {"settings": settings}, _training_parts(curve), target)
     subject = probe.load_model(model, dtype=dtype, device=device)
     followed = tracked(examples, what="scoring", total=total)
-    found = profile_examples(subject, followed, over=over, prompt=prompt, metric=metric, seed=seed)
-    return _finish(found, _profile_data(found) | {"settings": settings}, [_profile_table(found)], target)
+    found = profile_examples(subject, followed, over=over, prompt=prompt, metric=metric, timesteps=timesteps, seed=seed)
+    parts = [_profile_table(found), *kind_note(subject, "contribution")]
+    return _finish(found, _profile_data(found) | {"settings": settings}, parts, target)
 
 
 def _over_training(model: str, pattern: str | None, examples: list[Any], settings: dict[str, Any]) -> TrainingCurve:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from probe.commands.arguments import at_least
@@ -11,48 +12,90 @@ __all__ = ["lab_scenes", "lab_train"]
 
 
 def lab_train(
-    organism: Literal["llava"],
+    organism: Literal["llava", "clip", "diffusion"],
     *,
-    out: str = "runs/lab-llava",
+    out: str | None = None,
     steps: int | None = None,
     seed: int = 0,
     measure: int = 200,
 ) -> Report:
-    """Train a small model on captions of scenes alone, without a grounding label, and measure how grounding emerges.
+    """Train a small model on scenes and their captions alone, without a grounding label.
 
-    A run that was stopped goes on where it was when the same command is given again.
+    A run that was stopped goes on where it was when the same command is given again. For llava, how grounding emerges is
+    measured while it trains.
 
     Parameters
     ----------
     organism
-        Which one.
+        Which one: llava describes scenes, clip tells which caption belongs to which scene, diffusion draws scenes.
     out
-        Folder for the model, its snapshots and training.csv, the measurements.
+        Folder for the model, its snapshots and the measurements; runs/lab-ORGANISM by default.
     steps
         How many; by default as the shipped model was trained.
     seed
         Of the weights and the scenes.
     measure
-        How many unseen scenes are scored at each measurement.
+        How many unseen scenes are scored at each measurement; for llava alone.
     """
+    target = output_folder(out or f"runs/lab-{organism}")
+    if steps is not None:
+        at_least("--steps", steps, 1)
+    if organism == "clip":
+        return _train_clip(target, steps, seed)
+    if organism == "diffusion":
+        return _train_diffusion(target, steps, seed)
+    return _train_llava(target, steps, seed, measure)
+
+
+def _train_llava(target: Path, steps: int | None, seed: int, measure: int) -> Report:
     from probe.lab.training import STEPS, train_llava
     from probe.runs import TrainingMeasurements
 
-    target = output_folder(out)
     total = STEPS if steps is None else steps
-    at_least("--steps", total, 1)
     at_least("--measure", measure, 2)  # a best head is chosen on one half and reported on the other
     measured = TrainingMeasurements(target / "training.csv", count=measure)
     with progress("training", total) as advance:
         train_llava(target, steps=total, seed=seed, on_snapshot=measured, on_step=lambda step, loss: advance(step))
     rows = measured.rows()
     table = make_table(
-        f"training of {organism}, {measure} unseen scenes", "step", "loss", "mean map", "minus mean", "best head"
+        f"training of llava, {measure} unseen scenes", "step", "loss", "mean map", "minus mean", "best head"
     )
     for row in rows:
         shown = [show_interval(row, name) for name in ("mean_map", "minus_mean", "best_head_held_out")]
         table.add_row(str(row["step"]), f"{row['loss']:.3f}", *shown)
     return Report({"out": str(target), "steps": total, "seed": seed, "rows": rows}, [table, f"model        {target}"])
+
+
+def _train_clip(target: Path, steps: int | None, seed: int) -> Report:
+    from probe.lab.contrastive import STEPS, train_clip
+
+    total = STEPS if steps is None else steps
+    with progress("training", total) as advance:
+        train_clip(target, steps=total, seed=seed, on_step=lambda step, loss: advance(step))
+    return _curve_report("clip", target, total, seed, ("loss", "accuracy"))
+
+
+def _train_diffusion(target: Path, steps: int | None, seed: int) -> Report:
+    from probe.lab.autoencoding import AUTOENCODER_STEPS, train_autoencoder
+    from probe.lab.denoising import STEPS, train_diffusion
+
+    total = STEPS if steps is None else steps
+    with progress("autoencoder", AUTOENCODER_STEPS) as advance:
+        train_autoencoder(target / "autoencoder", seed=seed, on_step=lambda step, loss: advance(step))
+    with progress("U-Net", total) as advance:
+        train_diffusion(target, steps=total, seed=seed, on_step=lambda step, loss: advance(step))
+    return _curve_report("diffusion", target, total, seed, ("loss", "squared_error"))
+
+
+def _curve_report(organism: str, target: Path, steps: int, seed: int, names: tuple[str, ...]) -> Report:
+    """The rows of ``loss.csv`` that stand at snapshot steps, as a table."""
+    from probe.lab.trainers import read_curve, snapshot_steps
+
+    rows = [row for row in read_curve(target / "loss.csv") if row["step"] in snapshot_steps(steps)]
+    table = make_table(f"training of {organism}", "step", *(name.replace("_", " ") for name in names))
+    for row in rows:
+        table.add_row(str(row["step"]), *(f"{row[name]:.3f}" for name in names))
+    return Report({"out": str(target), "steps": steps, "seed": seed, "rows": rows}, [table, f"model        {target}"])
 
 
 def lab_scenes(*, out: str = "runs/scenes", data: str = "lab", count: int = 100, seed: int = 0) -> Report:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from probe.commands.arguments import lab_note
+from probe.commands.arguments import kind_note, lab_note
 from probe.errors import InputError, did_you_mean
 from probe.reports import Report, certificate_data, output_folder, write_json
 from probe.text import find_phrase, nearby_phrases
@@ -35,14 +36,17 @@ def record(
 ) -> Report:
     """Record where a model looks while it answers a prompt about an image, and draw it.
 
+    A model that answers nothing reads the prompt: CLIP compares the image with its noun phrases, a diffusion model takes noise off
+    the image, told that this is what it shows.
+
     Parameters
     ----------
     image
         The picture's file.
     prompt
-        What to ask.
+        What to ask, or what the image shows.
     model
-        "lab/llava" (a small model that knows coloured shapes alone), a hub name or a local folder.
+        "lab/llava", "lab/clip" or "lab/diffusion" (small models that know coloured shapes alone), a hub name or a local folder.
     answer
         Read this text instead of generating one.
     phrase
@@ -71,7 +75,9 @@ def record(
     kept = probe.save(found.record, target / "record.safetensors")
     figures = []
     if wanted:
-        figure = phrases(found.record, wanted, picture)[0].get_figure(root=True)
+        # A single text is its own mean.
+        reading: Any = "attention" if found.record.token_ids == (-1,) else "minus mean"
+        figure = phrases(found.record, wanted, picture, reading=reading)[0].get_figure(root=True)
         assert figure is not None  # for the type checker: these Axes were just made
         figures = [str(path) for path in save_figure(figure, target / "phrases")]
         plt.close(figure)
@@ -84,9 +90,10 @@ def record(
         "settings": settings,
     }
     write_json(target / "record.json", data)
-    lines = [f"answer       {found.text}", repr(found.record), f"record       {kept}"]
+    answered = subject.family.kind == "language model"
+    lines = [f"{'answer' if answered else 'text':13}{found.text}", repr(found.record), f"record       {kept}"]
     lines += [f"picture      {one}" for one in figures] or ["no picture   the answer has no word to draw"]
-    lines += lab_note(model)
+    lines += [*kind_note(subject, found.record.quantity), *lab_note(model)]
     return Report(data, lines)
 
 
@@ -105,7 +112,15 @@ def _each_time(record: AttentionRecord, phrase: str) -> list[Any]:
 
 
 def _first_words(record: AttentionRecord, most: int = 6) -> list[Any]:
-    """The first different words of three letters or more that are no function words, each by its first occurrence."""
+    """The first different words of three letters or more that are no function words, each by its first occurrence; of
+    contributions the texts themselves."""
+    if record.quantity == "contribution":
+        counts = Counter[str]()
+        pairs = []
+        for token in record.tokens:
+            pairs.append((token, counts[token]))
+            counts[token] += 1
+        return pairs[:most]
     words = dict.fromkeys(re.findall(r"[^\W\d_]{3,}", record.text))
     content = [word for word in words if word.casefold() not in _FUNCTION_WORDS and find_phrase(record.text, word)]
     return [(word, 0) for word in content][:most]

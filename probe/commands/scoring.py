@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from probe.commands.arguments import lab_note, read_examples
+from probe.commands.arguments import kind_note, lab_note, read_examples, whole_numbers
 from probe.files import write_beside
-from probe.reports import Report, output_folder, score_data, score_table, tracked, write_json
+from probe.reports import Report, head_tables, output_folder, score_data, score_table, tracked, write_json
 
 __all__ = ["score"]
 
@@ -19,7 +19,9 @@ def score(
     prompt: str = "Describe the image.",
     metric: Sequence[str] = (),
     limit: int | None = None,
-    reading: Literal["minus mean", "attention"] = "minus mean",
+    reading: Literal["minus mean", "attention"] | None = None,
+    quantity: Literal["contribution", "attention"] | None = None,
+    timestep: Sequence[str] = (),
     out: str | None = None,
     seed: int = 0,
     dtype: str = "auto",
@@ -32,19 +34,25 @@ def score(
     data
         "lab" (unseen scenes; also lab:unseen, lab:plain, lab:occlusion, lab:relations, lab:clutter) or a folder in COCO style.
     model
-        "lab/llava" (a small model that knows coloured shapes alone), a hub name or a local folder.
+        "lab/llava", "lab/clip" or "lab/diffusion" (small models that know coloured shapes alone), a hub name or a local folder.
     prompt
-        What the captions answer.
+        What the captions answer, for a language model.
     metric
         "pointing", "auroc", "lift" or "energy"; by default the first three.
     limit
         At most this many examples; 500 for lab scenes, all of a folder.
     reading
-        What a single head's score reads: its map minus its mean over the answer (Eq. 3), or its attention as recorded.
+        What a single head's score reads: its map "minus mean" over the answer (Eq. 3), or its "attention" (or contribution) as
+        recorded. By default the first, where there is a mean.
+    quantity
+        For CLIP: the "contribution" of patches to the similarity with each phrase (the default), or the "attention" of its class
+        token, which is the same for every phrase.
+    timestep
+        For a diffusion model: how much noise is put on the image; 100 by default. With several each has its own rows.
     out
         Folder for scores.parquet and scores.json with the exact settings.
     seed
-        For the bootstrap, and for which lab scenes.
+        For the bootstrap, for which lab scenes, and for a diffusion model's noise.
     dtype
         Number type of the model, such as "float32" or "bfloat16"; "auto" takes the checkpoint's own.
     device
@@ -59,11 +67,27 @@ def score(
     metrics = list(metric) or ["pointing", "auroc", "lift"]
     for one in metrics:
         find_metric(one)
+    timesteps = whole_numbers("--timestep", timestep)
     examples, total = read_examples(data, limit=limit, seed=seed)
     subject = probe.load_model(model, dtype=dtype, device=device)
     followed = tracked(examples, what="scoring", total=total)
-    scores = score_examples(subject, followed, prompt=prompt, metric=metrics, reading=reading, seed=seed)
-    used = {"metric": metrics, "limit": total, "dtype": str(subject.model.dtype), "device": str(subject.model.device)}
+    scores = score_examples(
+        subject,
+        followed,
+        prompt=prompt,
+        metric=metrics,
+        reading=reading,
+        quantity=quantity,
+        timesteps=timesteps,
+        seed=seed,
+    )
+    used: dict[str, Any] = {
+        "metric": metrics,
+        "limit": total,
+        "dtype": str(subject.model.dtype),
+        "device": str(subject.model.device),
+    }
+    used |= {"reading": scores.settings.reading, "quantity": scores.quantity, "timestep": timesteps}
     result = score_data(scores) | {"settings": settings | used | {"groundprobe": probe.__version__}}
     written: list[str] = []
     if target is not None:
@@ -72,4 +96,6 @@ def score(
         write_json(target / "scores.json", result)
         written = [f"table        {target / name}" for name in ("scores.parquet", "scores.json")]
     tables = [score_table(scores, one) for one in scores.metrics]
-    return Report(result, [*tables, *written, *lab_note(model, data)])
+    if subject.family.kind != "language model":
+        tables += head_tables(scores, scores.metrics[0])
+    return Report(result, [*tables, *kind_note(subject, scores.quantity), *written, *lab_note(model, data)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from probe.commands.arguments import lab_note
+from probe.commands.arguments import kind_note, lab_note
 from probe.reports import Report, certificate_data, make_table, output_folder, write_json
 
 if TYPE_CHECKING:
@@ -90,8 +90,12 @@ def segment(
         "settings": settings,
     }
     write_json(target / "segments.json", data)
-    lines: list[Any] = [f"answer       {found.text}", *_regions(found), f"segments     {target / 'segments.json'}"]
-    return Report(data, [*lines, *(f"picture      {one}" for one in figures), *lab_note(model)])
+    name = "answer" if subject.family.kind == "language model" else "text"
+    lines: list[Any] = [f"{name:13}{found.text}", *_regions(found), f"segments     {target / 'segments.json'}"]
+    return Report(
+        data,
+        [*lines, *(f"picture      {one}" for one in figures), *kind_note(subject, record.quantity), *lab_note(model)],
+    )
 
 
 def _regions(found: Segmentation) -> list[Any]:

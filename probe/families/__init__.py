@@ -7,11 +7,15 @@ from typing import Any
 
 from probe.errors import ModelError, did_you_mean
 from probe.families.base import Family
+from probe.families.clip import CLIP
+from probe.families.difflmm import DIFFLMM
 from probe.families.llava import LLAVA
+from probe.families.siglip import SIGLIP
+from probe.families.stable_diffusion import STABLE_DIFFUSION
 
 __all__ = ["FAMILIES", "Family", "family_of", "matches"]
 
-FAMILIES: tuple[Family, ...] = (LLAVA,)
+FAMILIES: tuple[Family, ...] = (LLAVA, DIFFLMM, CLIP, SIGLIP, STABLE_DIFFUSION)
 
 
 def matches(thing: Any, patterns: tuple[str, ...]) -> bool:
@@ -21,7 +25,7 @@ def matches(thing: Any, patterns: tuple[str, ...]) -> bool:
 
 
 def family_of(model: Any) -> Family:
-    """The family of a live model or of a configuration.
+    """The family of a live model, of a live pipeline, or of a configuration.
 
     Raises
     ------
@@ -30,17 +34,27 @@ def family_of(model: Any) -> Family:
     """
     config = getattr(model, "config", model)
     model_type = getattr(config, "model_type", "")
+    # From the class itself to those it inherits from: a model built on another family's is of its own.
+    for kind in type(model).__mro__:
+        for family in FAMILIES:
+            if any(fnmatchcase(kind.__name__, pattern) for pattern in family.models):
+                return family
     for family in FAMILIES:
-        if matches(model, family.models) or (model is config and model_type in family.model_types):
+        if model is config and model_type in family.model_types:
             return family
+    raise ModelError(_unknown(type(model).__name__, model_type, config))
+
+
+def _unknown(name: str, model_type: Any, config: Any) -> str:
+    """Why a model of this class is of no family."""
     known = ", ".join(family.name for family in FAMILIES)
-    if not any(hasattr(config, name) for name in ("vision_config", "image_token_id", "image_token_index")):
-        raise ModelError(
-            f"{type(model).__name__} (model_type {model_type!r}) is not a vision-language model: its configuration has no "
-            f"vision part. Families that can be recorded: {known}."
+    if not any(hasattr(config, field) for field in ("vision_config", "image_token_id", "image_token_index")):
+        return (
+            f"{name} (model_type {model_type!r}) is not a vision-language model: its configuration has no vision part, and it is "
+            f"no image encoder or diffusion pipeline that is known. Families that can be recorded: {known}."
         )
     types = [one for family in FAMILIES for one in family.model_types]
-    raise ModelError(
-        f"{type(model).__name__} (model_type {model_type!r}) is of a family that cannot be recorded yet; known families: "
-        f"{known}.{did_you_mean(str(model_type), types)} CONTRIBUTING.md says how to add one."
+    return (
+        f"{name} (model_type {model_type!r}) is of a family that cannot be recorded yet; known families: {known}."
+        f"{did_you_mean(str(model_type), types)} CONTRIBUTING.md says how to add one."
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Family"]
+__all__ = ["Family", "Kind"]
+
+Kind = Literal["language model", "image encoder", "diffusion"]
 
 
 @dataclass(frozen=True)
@@ -17,16 +19,19 @@ class Family:
     name : as it stands in a record's source.
     model_types : ``config.model_type`` of its checkpoints.
     models : class names of the models themselves.
-    attention : class names of the attention modules of the language model.
-    image_tokens : how patches reach the sequence. "placeholder": one ``config.image_token_id`` a patch, row by row.
+    attention : class names of the attention modules of the language model, of the image encoder, or of the U-Net.
+    image_tokens : how patches reach the sequence. "placeholder": one ``config.image_token_id`` a patch, row by row. "none": there
+        is no sequence that text and patches share.
     class_token : True if the vision tower has a class token in front, which the feature selection may keep or drop.
     image_processors : class names of the image processors whose geometry is known to be resize, pad and centre crop.
+    kind : what it does with an image: a "language model" speaks about it, an "image encoder" embeds it, "diffusion" denoises it.
     """
 
     name: str
     model_types: tuple[str, ...]
     models: tuple[str, ...]
     attention: tuple[str, ...]
-    image_tokens: Literal["placeholder"]
+    image_tokens: Literal["placeholder", "none"]
     class_token: bool
     image_processors: tuple[str, ...]
+    kind: Kind = "language model"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probe.analysis.formulas import processed_pixels
+from probe.analysis.grids import mean_of_layers
 from probe.attention import AttentionRecord
 from probe.errors import InputError, did_you_mean
 from probe.grounding.phrases import Phrase, Wanted, given_phrases, noun_phrases, tokens_of_root
@@ -188,7 +189,7 @@ def token_maps(record: AttentionRecord, *, reduction: Reduction = "all-heads") -
     Raises
     ------
     InputError
-        If the answer has one token, the layers differ in grid or view, or heads that the reduction needs are not there.
+        If the answer has one token, the layers differ in view, or heads that the reduction needs are not there.
     """
     if reduction == "as-first-released":
         for one in record.layers:
@@ -199,7 +200,7 @@ def token_maps(record: AttentionRecord, *, reduction: Reduction = "all-heads") -
                 )
         record = record.select(heads=-2)
     # Subtracting the mean commutes with averaging over heads and layers; in this order no second copy of the record is made.
-    averaged = record.mean("timestep", "head", "layer")
+    averaged = mean_of_layers(record.mean("timestep", "head"))
     level = float(averaged.layers[0].token_mean.abs().max())
     [single] = averaged.minus_mean().layers
     return single.values[0, 0].detach().cpu().double(), single.grid, level

@@ -8,13 +8,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probe.errors import InputError, ModelError, did_you_mean
+from probe.errors import InputError, ModelError
+from probe.lab.storage import MODELS, WEIGHTS_FILE, folder, halved, readable, without_progress_bars
 
 __all__ = [
     "MODELS",
@@ -22,6 +21,7 @@ __all__ = [
     "build",
     "folder",
     "load",
+    "load_processor",
     "make_processor",
     "save_folder",
     "save_snapshot",
@@ -29,8 +29,6 @@ __all__ = [
     "without_progress_bars",
 ]
 
-MODELS = {"lab/llava": Path(__file__).parent / "weights" / "llava"}
-WEIGHTS_FILE = "model.safetensors"
 LONGEST_ANSWER = 64  # tokens; the longest captions have about half as many
 
 
@@ -130,8 +128,8 @@ def save_folder(out: str | Path, model: Any, processor: Any) -> None:
     The configuration still says float32, so that the model loads and runs in it unless asked otherwise.
     """
     with without_progress_bars():
-        model.save_pretrained(out, state_dict=_halved(model))
-    (Path(out) / WEIGHTS_FILE).chmod(0o644)  # safetensors writes for the owner alone, and packages keep that
+        model.save_pretrained(out, state_dict=halved(model))
+    readable(out)
     processor.save_pretrained(out)
 
 
@@ -140,33 +138,10 @@ def save_snapshot(out: str | Path, step: int, model: Any) -> Path:
     place = Path(out) / "snapshots" / f"step-{step:05d}"
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as beside, without_progress_bars():
-        model.save_pretrained(beside, state_dict=_halved(model))
+        model.save_pretrained(beside, state_dict=halved(model))
         (Path(beside) / WEIGHTS_FILE).replace(place / WEIGHTS_FILE)
-    (place / WEIGHTS_FILE).chmod(0o644)
+    readable(place)
     return place
-
-
-def _halved(model: Any) -> dict[str, Any]:
-    """The model's weights in half precision; tied ones stay one tensor, or they would be saved twice."""
-    once = {value.data_ptr(): value.half() for value in model.state_dict().values()}
-    return {name: once[value.data_ptr()] for name, value in model.state_dict().items()}
-
-
-def folder(name: str) -> Path:
-    """The folder that the shipped model `name` lies in.
-
-    Raises
-    ------
-    ModelError
-        A name that is not in `MODELS`, or a model that is not there.
-    """
-    if name not in MODELS:
-        raise ModelError(f"There is no lab model {name!r}; there is {', '.join(MODELS)}.{did_you_mean(name, MODELS)}")
-    if not (MODELS[name] / WEIGHTS_FILE).is_file():
-        raise ModelError(
-            f"The weights of {name} are missing: {MODELS[name] / WEIGHTS_FILE}. Install the package again."
-        )
-    return MODELS[name]
 
 
 def snapshot_folders(name: str | Path) -> dict[int, Path]:
@@ -212,20 +187,6 @@ def load(name: str | Path, *, step: int | None = None) -> tuple[Any, Any]:
             dtype=torch.float32,
         )
     return model.eval(), load_processor(home)
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Nothing; a model of two megabytes needs no bar on the screen."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def load_processor(home: str | Path) -> Any:

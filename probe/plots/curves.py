@@ -64,7 +64,7 @@ def emergence(found: Any, *, ax: Axes | None = None) -> Axes:
         ax = plt.figure(figsize=(DOUBLE_COLUMN, 2.9)).add_subplot()
     if training:
         _draw_training(ax, frame)
-    elif frame["over"].iloc[0] == "layer":
+    elif frame["over"].iloc[0] in ("layer", "timestep"):
         _draw_layers(ax, frame)
     else:
         _draw_tokens(ax, frame)
@@ -134,20 +134,29 @@ def _draw_loss(ax: Axes, steps: Any, rows: pd.DataFrame) -> list[Any]:
     return _handles(right)
 
 
+#: Kind of position along a line -> the words of the legend for its curve and for its floor.
+LINES = {
+    "layer": ("one layer, mean over heads", "one layer"),
+    "up to layer": ("mean up to this layer", "the mean"),
+    "timestep": ("mean over layers and heads", "the same map"),
+}
+
+
 def _draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
-    for number, kind in enumerate(("layer", "up to layer")):
+    """Layers, or timesteps of a diffusion model."""
+    for number, kind in enumerate(one for one in LINES if one in set(frame["kind"])):
         rows = frame[frame["kind"] == kind].sort_values("number")
         places = rows["number"].to_numpy(dtype=float)
-        label = "one layer, mean over heads" if kind == "layer" else "mean up to this layer"
+        label, of = LINES[kind]
         filled = rows["beats_floor"].to_numpy(dtype=bool)
         _band(ax, places, rows, label, colour=OKABE_ITO[number], marker="os"[number], filled=filled)
         floor = _renamed(rows, "floor")
-        name = f"floor of {'one layer' if kind == 'layer' else 'the mean'}: other phrases' masks"
+        name = f"floor of {of}: other phrases' masks"
         _band(ax, places, floor, name, colour=OKABE_ITO[number], dashes=(4, 2), band=False)
     _chance(ax, float(frame["chance"].iloc[0]))
     every = -(-len(places) // 16)
     ax.set_xticks(places[::every], [f"{int(place)}" for place in places[::every]])
-    _finish_profile(ax, frame, "layer")
+    _finish_profile(ax, frame, str(frame["over"].iloc[0]))
 
 
 def _draw_tokens(ax: Axes, frame: pd.DataFrame) -> None:
@@ -175,7 +184,7 @@ def _draw_tokens(ax: Axes, frame: pd.DataFrame) -> None:
 def _finish_profile(ax: Axes, frame: pd.DataFrame, across: str) -> None:
     metric, images = str(frame["metric"].iloc[0]), int(frame["images"].max())
     over = str(frame["over"].iloc[0])
-    shown = "bands" if over == "layer" else "bars"
+    shown = "bars" if over == "token" else "bands"
     _names(ax, across, metric, f"{metric} over {over}s, {images:,} images; {shown}: 95 % intervals over images")
     ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     _legend(ax, _handles(ax), note="filled: beats floor and chance" if frame["beats_floor"].any() else "")

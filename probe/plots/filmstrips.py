@@ -26,7 +26,7 @@ def filmstrip(
     phrase: Phrase,
     image: Picture,
     *,
-    over: Literal["layer", "token", "checkpoint"] = "layer",
+    over: Literal["layer", "timestep", "token", "checkpoint"] = "layer",
     mask: Any = None,
     reading: Reading = "minus mean",
     view: str | None = None,
@@ -34,7 +34,7 @@ def filmstrip(
     limits: tuple[float, float] | None = None,
     smooth: bool = True,
 ) -> list[Axes]:
-    """The Axes of a phrase's maps through layers, its tokens or checkpoints, all on ONE colour scale.
+    """The Axes of a phrase's maps through layers, timesteps, its tokens or checkpoints, all on ONE colour scale.
 
         probe.plots.filmstrip(run.record, "red circle", image, over="layer")
         probe.plots.filmstrip({100: early, 2500: late}, "red circle", image, over="checkpoint")
@@ -45,8 +45,8 @@ def filmstrip(
     ----------
     found : a record; for ``over="checkpoint"`` one for each checkpoint, as a mapping from its step or name, or in a row.
     phrase : as in ``record[phrase]``.
-    over : "layer": mean over each layer's heads; "token": each token of the phrase, mean over layers and heads; "checkpoint": the
-        phrase's whole map in each record.
+    over : "layer": mean over each layer's heads; "timestep": mean over layers and heads at each step of a diffusion model;
+        "token": each token of the phrase, mean over layers and heads; "checkpoint": the phrase's whole map in each record.
     mask : (height, width), the true mask; drawn as an outline in each picture.
     axes : where to draw, one for each picture; by default a new figure, with rows of at most four.
     limits : (low, high) of the common scale; by default 0 to the largest patch of all pictures.
@@ -67,7 +67,7 @@ def filmstrip(
         raise InputError(f"There are {len(maps)} pictures over {over} but {len(axes)} Axes; give one for each.")
     pixels = muted_pixels(image, first.image_size)
     shape = None if mask is None else mask_pixels(mask, first.image_size)
-    scale = map_limits(limits, max(one.top for one in maps.values()))
+    scale = map_limits(limits, list(maps.values()))
     drawn = overlay_axes(len(maps), first.image_size) if axes is None else list(axes)
     notes: dict[str, None] = {}
     for ax, (label, one) in zip(drawn, maps.items(), strict=True):
@@ -86,8 +86,8 @@ def _frames(found: Any, phrase: Phrase, over: str) -> dict[str, AttentionRecord]
             )
         named = found.items() if isinstance(found, Mapping) else enumerate(found)
         return {f"step {key}" if isinstance(key, int) else str(key): one[phrase] for key, one in named}
-    if over not in ("layer", "token"):
-        raise InputError(f"over must be 'layer', 'token' or 'checkpoint', found {over!r}.")
+    if over not in ("layer", "timestep", "token"):
+        raise InputError(f"over must be 'layer', 'timestep', 'token' or 'checkpoint', found {over!r}.")
     if not isinstance(found, AttentionRecord):
         raise InputError(
             f"over={over!r} draws one record, found {type(found).__name__}; several go with over='checkpoint'."
@@ -96,6 +96,13 @@ def _frames(found: Any, phrase: Phrase, over: str) -> dict[str, AttentionRecord]
     if over == "layer":
         numbers = layer_numbers(tuple(one.name for one in part.layers))
         return {f"layer {number}": part.select(layers=place) for place, number in enumerate(numbers)}
+    if over == "timestep":
+        steps = part.layers[0].timesteps
+        if -1 in steps:
+            raise InputError(
+                "This record has no timesteps of their own: it is a mean over them, or of a model without any."
+            )
+        return {f"timestep {step}": part.select(timesteps=place) for place, step in enumerate(steps)}
     # The same token may be said twice: its place keeps the titles apart.
     words = [token.strip() or repr(token) for token in part.tokens]
     return {f"{place + 1}: {word}": part.select(tokens=place) for place, word in enumerate(words)}

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from probe.errors import InputError
+from probe.plots.maps import NO_TEXT
 from probe.plots.styles import DOUBLE_COLUMN, OKABE_ITO, SINGLE_COLUMN, checked_limits, literal, points, style
 from probe.plots.tables import Row, ScoreTable, layer_numbers, score_table
 
@@ -75,6 +76,8 @@ def heads(
         ax.vlines(np.arange(1, width) - 0.5, -0.5, count - 0.5, color="white", linewidth=0.8)
     else:
         title += f"\noutlined: {_outline_top(ax, table)} highest on these images"
+    if table.quantity == "contribution":
+        title += f"\n{_fitted(ax, NO_TEXT)}"
     literal(ax.set_title(title, fontsize=8))
     literal(ax.set_xlabel("head", fontsize=8))
     literal(ax.set_ylabel("layer", fontsize=8))
@@ -85,6 +88,11 @@ def heads(
         axis.set_ticks(list(labelled), [str(numbers[place]) for place in labelled])
     _bar(ax, drawn, table)
     return ax
+
+
+def _fitted(ax: Axes, text: str) -> str:
+    """The text in lines that fit over the Axes: a letter of 8 points is about 4.6 points wide."""
+    return textwrap.fill(text, max(int(points(ax, "width") / 4.6), 12))
 
 
 def _limits(table: ScoreTable, limits: tuple[float, float] | None) -> tuple[float, float]:
@@ -209,7 +217,9 @@ def readings(scores: HeadScores | Any, *, metric: str | None = None, ax: Axes | 
     label = table.metric + (" (dashed: chance)" if table.chance is not None else "")
     label += f"\n* on {' or '.join(f'{count:,}' for count in fewer)} images" if fewer else ""
     literal(ax.set_xlabel(label, fontsize=8))
-    literal(ax.set_title(f"{table.metric}: {table.counts}", fontsize=8))
+    note = f"\n{_fitted(ax, NO_TEXT)}" if table.quantity == "contribution" else ""
+    title = f"{table.metric}: {table.counts}{note}"
+    literal(ax.set_title(title, fontsize=8))
     ax.tick_params(axis="y", length=0, labelsize=7)
     ax.spines["left"].set_visible(False)
     return ax

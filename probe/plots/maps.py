@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from probe.analysis.grids import mean_of_layers
 from probe.attention import AttentionRecord
 from probe.errors import InputError
 from probe.images import read_image
@@ -20,10 +21,13 @@ from probe.text import shorten
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PhraseMap", "Picture", "Reading", "mask_pixels", "muted_pixels", "phrase_map"]
+__all__ = ["NO_TEXT", "PhraseMap", "Picture", "Reading", "mask_pixels", "muted_pixels", "phrase_map"]
 
 Reading = Literal["minus mean", "attention"]
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+
+#: What a picture of an image encoder must not be mistaken for.
+NO_TEXT = "an image encoder has no attention from text to patches"
 
 #: Longest side in pixels that is drawn: at 300 dots an inch no column shows more, and files stay small.
 LONGEST = 1500
@@ -40,6 +44,7 @@ class PhraseMap:
     phrase: str
     label: str
     detail: str
+    signed: bool = False  # parts of a sum, for which below zero means as much as above
 
     @property
     def top(self) -> float:
@@ -81,14 +86,24 @@ def phrase_map(record: AttentionRecord, *, reading: Reading, view: str | None) -
     if view is not None:
         record = record.select(view=view)
     subtracted = record.minus_mean() if reading == "minus mean" else record
-    [single] = subtracted.mean("layer", "timestep", "head", "token").layers
-    label = record.quantity + (" minus mean over tokens" if reading == "minus mean" else "")
+    [single] = mean_of_layers(subtracted.mean("timestep", "token")).mean("head").layers
     heads = sorted({len(one.heads) for one in record.layers})
     averaged = any(-1 in one.heads for one in record.layers) or len(heads) > 1
     layers = f"{len(record.layers)} layer{'s' * (len(record.layers) > 1)}"
     detail = "" if averaged else f"mean of {layers} x {heads[0]} head{'s' * (heads[0] > 1)}"
     values = single.values[0, 0, 0].detach().cpu().double().numpy()
-    return PhraseMap(values, single.grid, _phrase_of(record), label, detail)
+    label, signed = _label(record, reading), record.quantity == "contribution"
+    return PhraseMap(values, single.grid, _phrase_of(record), label, detail, signed)
+
+
+def _label(record: AttentionRecord, reading: Reading) -> str:
+    """What the values are, for the colour bar."""
+    minus = " minus mean over tokens" if reading == "minus mean" else ""
+    if record.quantity == "contribution":
+        return f"contribution to the similarity with the text{minus.replace('tokens', 'texts')}; {NO_TEXT}"
+    if record.query_kind in ("class token", "pooling query"):
+        return f"{record.quantity} of the {record.query_kind}, the same whatever the text; {NO_TEXT}"
+    return record.quantity + minus
 
 
 def _phrase_of(record: AttentionRecord) -> str:

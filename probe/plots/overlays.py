@@ -57,7 +57,8 @@ def overlay(
     view : which view of the image, where the record has several.
     ax : where to draw; by default a new figure, one column wide.
     limits : (low, high) of the colour scale, to share it between pictures; by default 0 to the largest patch. What lies
-        below is not drawn: with "minus mean", where the phrase looks less than the average token does.
+        below is not drawn: with "minus mean", where the phrase looks less than the average token does. Contributions are drawn
+        in two colours on both sides of zero, which is the middle of the scale.
     smooth : upsample bicubically, as in ``record.heatmap``; False shows the patches themselves.
     colorbar : whether to draw the bar that names quantity, reading and scale.
     title : the phrase, by default.
@@ -70,7 +71,7 @@ def overlay(
     found = phrase_map(record, reading=reading, view=view)
     pixels = muted_pixels(image, record.image_size)
     shape = None if mask is None else mask_pixels(mask, record.image_size)
-    scale = map_limits(limits, found.top)
+    scale = map_limits(limits, [found])
     if ax is None:
         ax = overlay_axes(1, record.image_size)[0]
     notes = draw_map(ax, found, pixels, shape, scale, smooth=smooth, title=title)
@@ -117,7 +118,7 @@ def phrases(
     found = [phrase_map(record[one], reading=reading, view=view) for one in wanted]
     pixels = muted_pixels(image, record.image_size)
     shapes = [None if one is None else mask_pixels(one, record.image_size) for one in given]
-    scale = map_limits(limits, max(one.top for one in found))
+    scale = map_limits(limits, found)
     if axes is None:
         axes = overlay_axes(len(wanted), record.image_size)
     notes: dict[str, None] = {}
@@ -154,10 +155,15 @@ def overlay_axes(count: int, image_size: tuple[int, int]) -> list[Axes]:
     return axes[:count]
 
 
-def map_limits(limits: tuple[float, float] | None, top: float) -> tuple[float, float]:
-    if limits is None:
-        return 0.0, top if top > 0 else 1.0  # nothing above zero: an empty picture, whatever the scale
-    return checked_limits(limits)
+def map_limits(limits: tuple[float, float] | None, maps: Sequence[PhraseMap]) -> tuple[float, float]:
+    """0 to the largest patch; where maps are signed, as far below zero as above, so that zero is in the middle."""
+    if limits is not None:
+        return checked_limits(limits)
+    top = max(one.top for one in maps)
+    if any(one.signed for one in maps):
+        top = max(top, *(-one.bottom for one in maps))
+        return (-top, top) if top > 0 else (-1.0, 1.0)
+    return 0.0, top if top > 0 else 1.0  # nothing above zero: an empty picture, whatever the scale
 
 
 def draw_map(
@@ -175,7 +181,7 @@ def draw_map(
     extent = (0, width, height, 0)  # pixel i covers [i, i + 1), as in PatchGrid
     ax.imshow(pixels, extent=extent)
     drawn = found.pixels(pixels.shape[:2], smooth=smooth)
-    ax.imshow(np.ma.masked_invalid(drawn), norm=Normalize(*scale), cmap=_see_through(), extent=extent)
+    ax.imshow(np.ma.masked_invalid(drawn), norm=Normalize(*scale), cmap=_see_through(found.signed), extent=extent)
     notes = []
     if mask is not None and mask.any():
         _outline(ax, mask, (height, width))
@@ -221,12 +227,13 @@ def _hatch_unseen(ax: Axes, grid: PatchGrid) -> bool:
     return bool(bands)
 
 
-def _see_through() -> Colormap:
-    """Light to dark, from nothing at the lower limit to nearly opaque."""
-    level = np.linspace(0, 1, 256)
-    colours = colormaps["magma_r"](0.12 + 0.73 * level)
-    colours[:, 3] = OPAQUE * np.minimum(level / KNEE, 1)
-    return ListedColormap(colours, name="probe").with_extremes(bad=(0, 0, 0, 0), under=(0, 0, 0, 0))
+def _see_through(signed: bool) -> Colormap:
+    """Light to dark, from nothing at the lower limit to nearly opaque; signed, from nothing in the middle to both ends."""
+    level = np.linspace(-1 if signed else 0, 1, 257 if signed else 256)
+    colours = colormaps["PuOr_r"]((level + 1) / 2) if signed else colormaps["magma_r"](0.12 + 0.73 * level)
+    colours[:, 3] = OPAQUE * np.minimum(np.abs(level) / KNEE, 1)
+    under = {} if signed else {"under": (0, 0, 0, 0)}
+    return ListedColormap(colours, name="probe").with_extremes(bad=(0, 0, 0, 0), **under)
 
 
 def shared_bar(
@@ -239,13 +246,15 @@ def shared_bar(
     notes: Sequence[str] = (),
 ) -> None:
     """Adds one colour bar for all the maps: their colours as they look on the image's mean tone."""
-    see_through = _see_through()(np.linspace(0, 1, 256))
+    signed = any(one.signed for one in found)
+    see_through = _see_through(signed)(np.linspace(0, 1, 256))
     behind = pixels.mean()
     solid = see_through[:, :3] * see_through[:, 3:] + behind * (1 - see_through[:, 3:])
     under, over = min(one.bottom for one in found) < scale[0], max(one.top for one in found) > scale[1]
     across = location == "bottom"
+    beyond = {} if signed else {"under": (behind,) * 3}
     bar = axes[0].figure.colorbar(
-        ScalarMappable(Normalize(*scale), ListedColormap(solid).with_extremes(under=(behind,) * 3)),
+        ScalarMappable(Normalize(*scale), ListedColormap(solid).with_extremes(**beyond)),
         ax=list(axes),
         location=location,
         extend=ends(under, over),
@@ -256,7 +265,7 @@ def shared_bar(
         format=FuncFormatter(lambda value, _: f"{value:g}"),  # every tick a whole number: no factor above the bar
     )
     bar.outline.set_linewidth(0.5)
-    below = f"below {scale[0]:g} not drawn" if under else ""
+    below = f"below {scale[0]:g} not drawn" if under and not signed else ""
     room = sum(points(ax, "width") for ax in axes) if across else points(axes[0], "height")
     texts = (found[0].label, "; ".join(one for one in (found[0].detail, below) if one), "; ".join(notes))
     lines = [line for text in texts for line in textwrap.wrap(text, max(int(room / 3.6), 12))]

@@ -47,7 +47,7 @@ class ScoreTable:
     Attributes
     ----------
     metric : its name.
-    reading : what single heads were scored on, where the scores say it; a table from a file does not.
+    reading, quantity : what single heads were scored on, where the scores say it.
     images, phrases : how many were scored.
     layers : the number of each layer, or its place where the names hold no number of their own.
     heads : the model's own number of each head.
@@ -57,6 +57,7 @@ class ScoreTable:
 
     metric: str
     reading: str | None
+    quantity: str | None
     images: int
     phrases: int
     layers: tuple[int, ...]
@@ -104,7 +105,9 @@ def score_table(scores: Scores, metric: str | None) -> ScoreTable:
     grid = np.full((3, len(layers), len(heads)), np.nan)
     for layer, head, *numbers in single[["layer", "head", "value", "low", "high"]].itertuples(index=False):
         grid[:, list(layers).index(int(layer)), heads.index(int(head))] = numbers
-    others = part[~part["kind"].isin(["head", "difference"])][["kind", "name", "value", "low", "high", "images"]]
+    others = part[~part["kind"].isin(["head", "head at timestep", "difference"])][
+        ["kind", "name", "value", "low", "high", "images"]
+    ]
     rows = tuple(
         Row(str(kind), str(name), float(value), float(low), float(high), int(images))
         for kind, name, value, low, high, images in others.itertuples(index=False)
@@ -112,7 +115,8 @@ def score_table(scores: Scores, metric: str | None) -> ScoreTable:
     value, low, high = grid
     return ScoreTable(
         metric=metric,
-        reading=getattr(getattr(scores, "settings", None), "reading", None),
+        reading=frame.attrs.get("reading"),
+        quantity=frame.attrs.get("quantity"),
         images=int(part["images"].max()),
         phrases=int(part["phrases"].max()),
         layers=layer_numbers(tuple(layers.values())),

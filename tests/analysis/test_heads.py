@@ -119,6 +119,7 @@ def test_the_frame_the_grid_and_the_readings_agree() -> None:
         "kind",
         "name",
         "layer",
+        "timestep",
         "head",
         "value",
         "low",

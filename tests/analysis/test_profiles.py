@@ -120,7 +120,7 @@ def test_an_answer_of_one_token_is_left_out_and_counted():
 
 def test_what_cannot_be_profiled_is_said():
     images = make_images(2)
-    with pytest.raises(InputError, match="over must be 'layer' or 'token', found 'training'"):
+    with pytest.raises(InputError, match="over must be 'layer', 'timestep' or 'token', found 'training'"):
         profiled(images, over="training")
     with pytest.raises(InputError, match="There is no image to score"):
         profile([], [])

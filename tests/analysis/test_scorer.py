@@ -13,7 +13,7 @@ from probe.analysis import score_heads
 from probe.attention import LayerAttention
 from probe.errors import InputError
 from tests.analysis.images import make_images, score
-from tests.records import make_grid, make_record
+from tests.records import make_record
 
 
 def test_layers_may_have_different_numbers_of_heads() -> None:
@@ -34,7 +34,7 @@ def test_timesteps_are_averaged_first() -> None:
             name: torch.cat([getattr(one, name) * 0.5, getattr(one, name) * 1.5])
             for name in ("values", "token_mean", "rest")
         }
-        return replace(one, **steps)
+        return replace(one, **steps, timesteps=(900, 100))
 
     images = make_images(3)
     stepped = [(replace(record, layers=tuple(map(doubled, record.layers))), masks) for record, masks in images]
@@ -92,10 +92,8 @@ def test_records_that_do_not_belong_in_one_table_are_refused_by_name() -> None:
         (record.minus_mean(), "Image 1: the record's mean map is subtracted already"),
     ):
         refused([images[0], (other, masks)], message)
-    coarse = make_record(grid=make_grid(2, 2, image_size=record.image_size)).layers[0]
-    refused(
-        [(replace(record, layers=(record.layers[0], coarse)), masks)], r"grid of \(5, 5\).*on \(2, 2\); score one view"
-    )
+    other = replace(record.layers[1], timesteps=(900,))
+    refused([(replace(record, layers=(record.layers[0], other)), masks)], r"timesteps \(-1,\) but .* has \(900,\)")
     thumbnail = replace(record.layers[1], view="thumbnail")
     refused([(replace(record, layers=(record.layers[0], thumbnail)), masks)], "Image 0: .*'thumbnail'.*record.select")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from probe.capture import checks, passes, reduce
+from probe.capture import checks, painting, passes, reduce
 from probe.capture import recorder as recorder_module
 from probe.capture.checks import check
 from probe.capture.geometry import preparation_of
@@ -99,7 +99,7 @@ def test_geometry_off_by_one_pixel_of_the_processed_picture_fails(monkeypatch, p
         right = preparation_of(processor, size, family=family)
         return replace(right, offset=(right.offset[0] + off[0], right.offset[1] + off[1]))
 
-    monkeypatch.setattr(checks, "preparation_of", wrong)
+    monkeypatch.setattr(painting, "preparation_of", wrong)
     # Patches of 8 pixels on 64 leave room for whole ones inside, whatever the border loses.
     report = check(tiny_llava(preparation=preparation, size=64))
     assert _failed(report) == {"geometry"}, report
@@ -110,7 +110,7 @@ def test_rows_and_columns_exchanged_fail_geometry(monkeypatch):
         right = preparation_of(processor, size[::-1], family=family)
         return replace(right, image_size=size)
 
-    monkeypatch.setattr(checks, "preparation_of", wrong)
+    monkeypatch.setattr(painting, "preparation_of", wrong)
     assert _failed(check(tiny_llava(preparation="crop"))) == {"geometry"}
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from probe.errors import InputError, ModelError
-from probe.lab import training
+from probe.lab import trainers, training
 from probe.lab.captions import Captions, Collator, answer_ids, pixels, prompt_ids
 from probe.lab.grammar import COLOURS, OPENINGS, PROMPTS, RELATIONS, SIZES
 from probe.lab.llava import (
@@ -226,7 +226,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_is_measured(trained: Path
 def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SPACED", (0, 3, 5))
+    monkeypatch.setattr(trainers, "SPACED", (0, 3, 5))
     monkeypatch.setattr(training, "SHIPPED", (3, 5))
     steps: list[int] = []
 

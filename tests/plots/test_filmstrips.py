@@ -63,7 +63,7 @@ def test_the_true_mask_is_outlined_in_every_picture():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"over": "head"}, "over must be 'layer', 'token' or 'checkpoint', found 'head'"),
+        ({"over": "head"}, "over must be 'layer', 'timestep', 'token' or 'checkpoint', found 'head'"),
         ({"over": "checkpoint"}, "give a mapping step -> record"),
         ({"found": {1: make_record()}}, "draws one record, found dict"),
         ({"found": {}, "over": "checkpoint"}, "with at least one"),

@@ -1,0 +1,323 @@
+"""EncoderRecorder: where an image encoder looks, from its class token, from its patches or from the query that pools them."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from probe.attention import AttentionRecord, LayerAttention
+from probe.capture.assemble import make_source
+from probe.capture.geometry import Preparation, checked_preparation
+from probe.capture.hooks import require_uncompiled, watch_forward
+from probe.capture.modules import encoder_modules, image_encoder
+from probe.capture.multihead import MultiheadCall, multihead_error, multihead_rows, watch_multihead
+from probe.capture.reduce import RowStore
+from probe.capture.taps import AttentionCall, watch_registry
+from probe.capture.weights import attention_rows, reproduction_error, tolerance_of
+from probe.errors import CaptureError, CertificateError, InputError
+from probe.families import family_of
+from probe.layout import Indices, Layout, PatchGrid, View, resolve_indices
+from probe.provenance import Certificate
+
+__all__ = ["EncoderRecorder", "has_class_token"]
+
+# At most this many rows of one layer are recomputed at a time.
+_ROWS_AT_ONCE = 64
+
+
+class EncoderRecorder:
+    """Watches the image encoder of one model for one pass over one image; a context manager.
+
+    >>> with EncoderRecorder(model, processor) as recorder:
+    ...     model.get_image_features(**inputs)
+    >>> record = recorder.result(image=image)
+
+    An image encoder has no text to look from. What it has: CLIP's class token, the row that becomes the image's embedding;
+    SigLIP's pooling head, in which a learned query gathers the patches in one last layer; and the patches themselves.
+
+    Parameters
+    ----------
+    model, processor : CLIP, SigLIP, or a model that has such an encoder inside; and its processor.
+    layers, heads : which to record, by number; all by default.
+    queries : "class token" (in SigLIP, which has none, the pooling query); or numbers of patches, row by row from 0.
+    offload : True moves every row to host memory at once.
+    verify : how many rows must rebuild the kernel's own output: a "sample" in every layer and head, "all", or "off".
+
+    Raises
+    ------
+    CaptureError
+        If the model has no encoder of a known family, or is compiled.
+    InputError
+        If a layer, head or option does not exist.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        layers: Indices = None,
+        heads: Indices = None,
+        queries: Literal["class token"] | Sequence[int] = "class token",
+        offload: bool = False,
+        verify: Literal["sample", "all", "off"] = "sample",
+    ) -> None:
+        if verify not in ("sample", "all", "off"):
+            raise InputError(f"verify must be one of 'sample', 'all', 'off'; found {verify!r}.")
+        if isinstance(queries, str) and queries != "class token":
+            raise InputError(
+                f"queries={queries!r} cannot be asked of an image encoder, which reads no text; give 'class token' or numbers of "
+                "patches."
+            )
+        require_uncompiled(model)
+        self.model, self.processor, self.family = model, processor, family_of(model)
+        self.queries, self.offload, self.verify = queries, offload, verify
+        prefix, self.tower, _ = image_encoder(model)
+        self.pooling = queries == "class token" and not has_class_token(self.tower)
+        found = [_pooling_query(prefix, self.tower)] if self.pooling else encoder_modules(model)
+        chosen = resolve_indices(layers, len(found), what="layer")
+        self.layers = {module: name for name, module in (found[i] for i in chosen)}
+        self.heads = resolve_indices(heads, self.tower.config.num_attention_heads, what="head")
+        self._open: ExitStack | None = None
+        # Only the thread that opened the context is followed.
+        self._thread: int | None = None
+        self._state: Literal["empty", "running", "finished"] = "empty"
+        self.pixels: Tensor | None = None
+        self.layout: Layout | None = None
+        self.stores: dict[nn.Module, RowStore] = {}
+        self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
+        self.kernel = ""
+        self.dtype: torch.dtype | None = None
+        self._seen: dict[nn.Module, int] = {}
+
+    def __enter__(self) -> EncoderRecorder:
+        if self._open is not None:
+            raise CaptureError("This recorder is already open; make another with record().")
+        self._thread = threading.get_ident()
+        with ExitStack() as attached:
+            if self.pooling:
+                attached.enter_context(watch_multihead(self.layers, self._see_pooling))
+            else:
+                attached.enter_context(watch_registry(self.layers, self._see))
+            attached.enter_context(watch_forward([self.tower], before=self._pass_begins, after=self._pass_ends))
+            self._open = attached.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened.close()
+
+    def result(self, *, image: Any = None) -> AttentionRecord:
+        """The record of the pass, after its certificate has been checked.
+
+        Parameters
+        ----------
+        image : the picture that the processor was given (path, PIL image or array). With it, the grid lies in the original
+            image's pixels, and the picture is checked against what the encoder saw.
+
+        Raises
+        ------
+        CaptureError
+            If nothing, or not everything, was recorded.
+        CertificateError
+            If what was recorded does not rebuild what the model computed.
+        InputError
+            If the image is not the one that the encoder saw.
+        """
+        if self._state != "finished" or self.pixels is None:
+            raise CaptureError(
+                "Nothing was recorded: the image encoder did not run to its end inside the context, on the same model and in the "
+                "same thread."
+            )
+        certificate = self._certificate()
+        preparation = checked_preparation(self.processor, image, seen=self.pixels, family=self.family)
+        grid = preparation.grid(self.tower.config.patch_size)
+        tokens, kind = self._tokens(grid)
+        return AttentionRecord(
+            layers=tuple(self._layer(module, name, grid) for module, name in self.layers.items()),
+            quantity="attention",
+            query_kind=kind,
+            tokens=tokens,
+            token_ids=(-1,) * len(tokens),
+            spans=((0, 0),) * len(tokens),
+            text="",
+            image_size=preparation.image_size,
+            softmax_over="sequence",
+            query_row=None,
+            certificate=certificate,
+            source=make_source(
+                self.model,
+                self.family,
+                tap="torch.nn.MultiheadAttention, asked again" if self.pooling else "transformers attention functions",
+                kernel=self.kernel,
+                dtype=self.dtype,
+                preparation=preparation.steps,
+            ),
+        )
+
+    # Called by hooks ----------------------------------------------------------------------------------------------------
+
+    def _pass_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._mine() or module is not self.tower:  # a copy made inside the context has copies of the hooks
+            return
+        if self._state == "finished":
+            raise CaptureError("This recorder already holds one pass; use one record() context for each image.")
+        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        pixels = given.get("pixel_values")
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[0] != 1:
+            shape = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise CaptureError(
+                f"pixel_values of shape {shape} were given to the image encoder; one image at a time, as (1, channel, height, "
+                "width), can be recorded."
+            )
+        grid = Preparation.unknown((int(pixels.shape[-2]), int(pixels.shape[-1]))).grid(module.config.patch_size)
+        count, first = grid.shape[0] * grid.shape[1], int(has_class_token(self.tower))
+        if not isinstance(self.queries, str):
+            self.queries = resolve_indices(tuple(self.queries), count, what="patch")
+        view = View("image 0", grid, tuple(range(first, first + count)))
+        self.layout = Layout((view,), first + count, bos=0 if first else None)
+        self.pixels = pixels.detach()
+        self.stores, self._seen = {}, dict.fromkeys(self.layers, 0)
+        self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
+        self._state = "running"
+
+    def _pass_ends(self, module: nn.Module, output: Any) -> None:
+        if not self._mine() or module is not self.tower:
+            return
+        wrong = [f"{self.layers[one]} ({count} times)" for one, count in self._seen.items() if count != 1]
+        if wrong:
+            raise CaptureError(
+                f"{len(wrong)} of {len(self._seen)} attention modules ran without being seen exactly once, the first {wrong[0]}: "
+                "their attention cannot be recorded."
+            )
+        self._state = "finished"
+
+    def _see(self, module: nn.Module, call: AttentionCall) -> None:
+        if not self._running():
+            return
+        self.kernel, self.dtype = call.kernel, call.query.dtype
+        first, rows = self._begin_layer(module, call.key.shape[2])
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = torch.tensor(rows[start : start + _ROWS_AT_ONCE], device=call.query.device)
+            weights = attention_rows(module, call, rows=part, heads=self.heads)
+            self._keep(module, weights, [int(one) - first for one in part])
+            picked = self._sampled(len(part))
+            if picked:
+                index = torch.tensor(picked, device=part.device)
+                error = reproduction_error(call, weights[:, index], rows=part[index], heads=self.heads)
+                self._note(module, error, len(picked))
+
+    def _see_pooling(self, module: nn.Module, call: MultiheadCall) -> None:
+        if not self._running():
+            return
+        self.kernel, self.dtype = "torch.nn.MultiheadAttention", call.query.dtype
+        self._begin_layer(module, call.key.shape[1])
+        rows = torch.zeros(1, dtype=torch.long, device=call.query.device)
+        weights = multihead_rows(module, call, rows=rows)
+        self._keep(module, weights[list(self.heads)], [0])
+        if self.verify != "off":
+            self._note(module, multihead_error(module, call, weights, rows=rows), 1)
+
+    # Helpers ------------------------------------------------------------------------------------------------------------
+
+    def _mine(self) -> bool:
+        return self._thread == threading.get_ident()
+
+    def _running(self) -> bool:
+        return self._mine() and self._state == "running"
+
+    def _begin_layer(self, module: nn.Module, keys: int) -> tuple[int, list[int]]:
+        """Position of the first patch, and all query positions that are read."""
+        assert self.layout is not None  # for the type checker: laid out when the pass began
+        self._seen[module] += 1
+        if keys != self.layout.prompt_length:
+            raise CaptureError(
+                f"{self.layers[module]} saw {keys} positions where the picture has {self.layout.prompt_length} (patches and class "
+                "token), so columns cannot be matched to patches."
+            )
+        keep = None if isinstance(self.queries, str) else frozenset(self.queries).__contains__
+        self.stores[module] = RowStore(self.layout, self.offload, keep)
+        if isinstance(self.queries, str):
+            return 0, [0]
+        # The mean is over all patches, whichever are kept.
+        return self.layout.views[0].positions[0], list(self.layout.views[0].positions)
+
+    def _keep(self, module: nn.Module, weights: Tensor, tokens: list[int]) -> None:
+        self.stores[module].add(weights, tokens)
+
+    def _sampled(self, count: int) -> list[int]:
+        if self.verify == "off":
+            return []
+        if self.verify == "all" or count <= 4:
+            return list(range(count))
+        return sorted({round(i * (count - 1) / 3) for i in range(4)})
+
+    def _note(self, module: nn.Module, error: float, rows: int) -> None:
+        self.checked_rows += rows
+        if not error <= self.max_error:
+            self.max_error, self.worst = error, self.layers[module]
+
+    def _certificate(self) -> Certificate:
+        assert self.layout is not None  # for the type checker: a finished pass has one
+        tolerance = tolerance_of(self.dtype, self.kernel)
+        if self.verify != "off" and not self.max_error <= tolerance:
+            raise CertificateError(
+                f"The recorded attention does not rebuild what the model computed: largest error {self.max_error:.1e} of the "
+                f"output in {self.worst}, allowed {tolerance:.0e} for {self.dtype} under {self.kernel!r}. The kernel does "
+                "something that is not known here; run `probe check` on the model."
+            )
+        count = next(iter(self.stores.values())).count
+        patches = len(self.layout.views[0].positions)
+        return Certificate(self.verify, self.checked_rows, self.max_error, tolerance, len(self.layers), count, patches)
+
+    def _tokens(self, grid: PatchGrid) -> tuple[tuple[str, ...], Any]:
+        if self.pooling:
+            return ("[pooling]",), "pooling query"
+        if isinstance(self.queries, str):
+            return ("[class]",), "class token"
+        return tuple(str(divmod(one, grid.shape[1])) for one in self.queries), "patch"
+
+    def _layer(self, module: nn.Module, name: str, grid: PatchGrid) -> LayerAttention:
+        store = self.stores[module]
+        values, mean, rest = store.finished(0)
+        if not isinstance(self.queries, str):
+            where = {token: place for place, token in enumerate(store.tokens)}
+            order = [where[one] for one in self.queries]
+            values, rest = values[:, order], rest[:, order]
+        rows, cols = grid.shape
+        return LayerAttention(
+            name=name,
+            view="image 0",
+            grid=grid,
+            values=rearrange(values, "head token (row col) -> 1 head token row col", row=rows, col=cols),
+            token_mean=rearrange(mean, "head (row col) -> 1 head row col", row=rows, col=cols),
+            rest=rearrange(rest, "head token place -> 1 head token place"),
+            heads=self.heads,
+        )
+
+
+def has_class_token(tower: Any) -> bool:
+    """True if the encoder puts a class token in front of the patches."""
+    return hasattr(tower.embeddings, "class_embedding")
+
+
+def _pooling_query(prefix: str, tower: Any) -> tuple[str, nn.Module]:
+    """Name and module of the attention in which a learned query pools the patches."""
+    module = getattr(getattr(tower, "head", None), "attention", None)
+    if not isinstance(module, nn.MultiheadAttention):
+        raise CaptureError(
+            f"{type(tower).__name__} has neither a class token nor a pooling head, so nothing in it looks at the whole image; give "
+            "queries=[...], numbers of patches."
+        )
+    return ".".join(filter(None, (prefix, "head.attention"))), module

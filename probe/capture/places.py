@@ -1,0 +1,68 @@
+"""Where attention can be read in each kind of model, and what can be asked there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Protocol
+
+from probe.attention import AttentionRecord
+from probe.errors import InputError, did_you_mean
+from probe.families import Family, matches
+
+__all__ = ["Recording", "choose_place", "places_of"]
+
+#: What each place takes besides layers, heads, offload and verify.
+_OPTIONS = {
+    "language model": ("queries", "query_row"),
+    "image encoder": ("queries",),
+    "cross-attention": ("timesteps", "guidance"),
+    "self-attention": ("timesteps", "guidance", "patches"),
+}
+
+
+class Recording(Protocol):
+    """What ``record()`` gives out: a context in which one pass is watched, and then its record."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def result(self, *, image: Any = None) -> AttentionRecord: ...
+
+
+def choose_place(model: Any, family: Family, place: str | None, options: Iterable[str]) -> str:
+    """The place asked for, or the first that the model has, after a look at the names of the options.
+
+    Raises
+    ------
+    InputError
+        If the model has no such place, or the place no such option.
+    """
+    places = places_of(model, family)
+    chosen = places[0] if place is None else place
+    if chosen not in places:
+        raise InputError(
+            f"place={place!r} is not in a model of family {family.name!r}, which has {', '.join(map(repr, places))}."
+            f"{did_you_mean(str(place), places)}"
+        )
+    for name in options:
+        if name not in _OPTIONS[chosen]:
+            raise InputError(
+                f"{name}= is no option of place {chosen!r}, which takes {', '.join(_OPTIONS[chosen])} besides layers, heads, "
+                f"offload and verify.{did_you_mean(name, _OPTIONS[chosen])}"
+            )
+    return chosen
+
+
+def places_of(model: Any, family: Family) -> tuple[str, ...]:
+    """Where attention can be read in this model, the default first."""
+    unet = ("cross-attention", "self-attention")
+    if family.kind == "diffusion":
+        return unet
+    if family.kind == "image encoder":
+        return ("image encoder",)
+    inside = any(matches(one, ("UNet2DConditionModel",)) for one in model.modules())
+    return ("language model", "image encoder", *(unet if inside else ()))
