@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probe.analysis import controls
-from probe.analysis.concentration import argmax_share, border_cells, top1_share
+from probe.analysis.concentration import PEAKS, peaks
 from probe.analysis.heads import in_step
 from probe.analysis.metrics import Metric, find_metric
-from probe.analysis.scorer import Reading, ScoreSettings, Structure, is_one_map, phrase_maps
+from probe.analysis.scorer import Reading, ScoreSettings, Structure, is_one_map, phrase_maps, word_maps
 from probe.analysis.stats import Interval, PoissonBootstrap
 from probe.analysis.targets import Masks, Target, read_masks
 from probe.attention import AttentionRecord
@@ -30,7 +30,7 @@ __all__ = ["Position", "Profile", "profile"]
 AROUND, WITHIN = 3, 6
 
 #: What is measured at every position, in the order of the bootstrap's cells.
-QUANTITIES = ("score", "floor", "margin", "top1_share", "border_share")
+QUANTITIES = ("score", "floor", "margin", *PEAKS)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Position:
     score : of the map against the phrase's mask.
     floor : of the same map against the masks of the image's other phrases: what looking at any object gives.
     margin : score - floor, phrase by phrase.
-    top1_share, border_share : see ``probe.analysis.concentration``.
+    top1_share, border_share, sink_share : where the map peaks, see ``probe.analysis.concentration.PEAKS``.
     chance : the score of a uniform map.
     """
 
@@ -57,6 +57,7 @@ class Position:
     margin: Interval
     top1_share: Interval
     border_share: Interval
+    sink_share: Interval
     chance: float
 
     @property
@@ -175,8 +176,8 @@ def profile(
     each = [[intervals[i * width + j] for j in range(width)] for i in range(len(places))]
     chance = intervals[len(places) * width]
     positions = [
-        Position(*place, score, floor, margin, top, border, chance=chance.value)
-        for place, (score, floor, margin, top, border) in zip(places, each, strict=True)
+        Position(*place, score, floor, margin, top, border, sink, chance=chance.value)
+        for place, (score, floor, margin, top, border, sink) in zip(places, each, strict=True)
         if score.phrases
     ]
     return Profile(over, metric, reading, images, phrases, chance, tuple(positions), left_out)
@@ -228,13 +229,15 @@ def _over_layers(
 ) -> Tensor:
     """(position, quantity, phrase), one layer at a time: a layer's heads are never held beside another's."""
     alone, so_far, total = [], [], torch.zeros((), dtype=torch.float32)
+    words = word_maps(record)
     for number, layer in enumerate(record.layers, start=1):
         maps = phrase_maps(layer, tokens, "mean").mean(0)
         if reading == "minus mean":
             maps = maps - layer.token_mean.mean((0, 1))
         total = maps + total.to(maps.device)
-        alone.append(_quantities(maps[:, None], target, metric))
-        so_far.append(_quantities((total / number)[:, None], target, metric))
+        here, until = (None, None) if words is None else (words[number - 1], words[:number].mean(0))
+        alone.append(_quantities(maps[:, None], target, metric, here))
+        so_far.append(_quantities((total / number)[:, None], target, metric, until))
     return torch.stack([*alone, *so_far])
 
 
@@ -245,12 +248,14 @@ def _over_tokens(
     maps = torch.stack([one.values.mean((0, 1)) for one in record.layers]).mean(0)  # (token, row, col)
     if reading == "minus mean":
         maps = maps - torch.stack([one.token_mean.mean((0, 1)) for one in record.layers]).mean(0)
+    words = word_maps(record)
+    words = None if words is None else words.mean(0)
     taken = {place for one in tokens for place in one}
     columns = []
     for number, phrase in enumerate(tokens):
         chosen = _places_around(phrase, taken, len(record.tokens))
         known = [i for i in chosen if i is not None]
-        found = _quantities(maps[known][:, None], target, metric, own=number)  # (quantity, known)
+        found = _quantities(maps[known][:, None], target, metric, words, own=number)  # (quantity, known)
         column = found.new_full((len(chosen), len(QUANTITIES)), torch.nan)
         column[[i for i, one in enumerate(chosen) if one is not None]] = found.T
         columns.append(column)
@@ -266,14 +271,17 @@ def _places_around(phrase: tuple[int, ...], taken: set[int], count: int) -> list
     return [*outside[:AROUND], *within, phrase[-1], *outside[AROUND:]]
 
 
-def _quantities(maps: Tensor, target: Target, metric: Metric, *, own: int | None = None) -> Tensor:
-    """(quantity, map) of (map, 1, row, col) maps; map i belongs to phrase i, or all belong to phrase ``own``."""
+def _quantities(
+    maps: Tensor, target: Target, metric: Metric, words: Tensor | None, *, own: int | None = None
+) -> Tensor:
+    """(quantity, map) of (map, 1, row, col) maps; map i belongs to phrase i, or all belong to phrase ``own``.
+
+    ``words`` is the (row, col) attention of the answer's average word.
+    """
     scores = metric(maps, target)  # (map, mask)
     belongs = torch.arange(len(maps)) if own is None else torch.full((len(maps),), own)
     score = scores[torch.arange(len(maps)), belongs]
     content = [mask.tobytes() for mask in target.masks]
     same = torch.tensor([[one == two for two in content] for one in content], device=scores.device)
     floor = scores.masked_fill(same[belongs], torch.nan).nanmean(-1)
-    border = border_cells(target.weight)
-    top, edge = top1_share(maps[:, 0], target.weight), argmax_share(maps[:, 0], target.weight, border)
-    return torch.stack([score, floor, score - floor, top, edge])
+    return torch.stack([score, floor, score - floor, *peaks(maps[:, 0], target.weight, words).values()])

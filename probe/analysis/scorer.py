@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probe.analysis import controls
+from probe.analysis.concentration import PEAKS, peaks
 from probe.analysis.metrics import METRICS, REASONS, degenerate_reason, score
 from probe.analysis.targets import Masks, Target, read_masks, resize_masks
 from probe.attention import AttentionRecord, LayerAttention
 from probe.errors import InputError
 
-__all__ = ["Cell", "Combine", "ImageScorer", "Reading", "ScoreSettings", "Structure", "mean_maps"]
+__all__ = ["Cell", "Combine", "ImageScorer", "Reading", "ScoreSettings", "Structure", "mean_maps", "word_maps"]
 
 Reading = Literal["attention", "minus mean"]
 Combine = Literal["mean", "first", "max"]
@@ -130,23 +131,32 @@ class Structure:
         """Every number that one image gives, in the order of ``ImageScorer.score``."""
         cells = []
         for metric in metrics:
-            cells += [Cell(metric, "reading", name) for name in READINGS]
-            cells += [Cell(metric, "control", name) for name in controls.CONTROLS]
-            cells += [Cell(metric, "layer", name, layer) for layer, name in enumerate(self.layers)]
-            cells += [
-                Cell(metric, "head", self.layers[layer], layer, head)
-                for layer, heads in enumerate(self.heads)
-                for head in heads
-            ]
+            readings, several = self._map_cells(metric)
+            cells += [*readings, *(Cell(metric, "control", name) for name in controls.CONTROLS), *several]
         if "pointing" in metrics and "pointing_bicubic" not in metrics:
             cells += [Cell("pointing_bicubic", "reading", name) for name in READINGS]
         # Both maps are scored on the same phrases, so their difference is paired: its interval is not that of two intervals.
         cells += [Cell(metric, "difference", DIFFERENCE) for metric in metrics]
+        for name in PEAKS:
+            cells += [one for part in self._map_cells(name) for one in part]
         return tuple(cells)
+
+    def _map_cells(self, metric: str) -> tuple[list[Cell], list[Cell]]:
+        """The readings, and all layers and heads."""
+        layers = [Cell(metric, "layer", name, layer) for layer, name in enumerate(self.layers)]
+        heads = [
+            Cell(metric, "head", self.layers[layer], layer, head)
+            for layer, heads in enumerate(self.heads)
+            for head in heads
+        ]
+        return [Cell(metric, "reading", name) for name in READINGS], [*layers, *heads]
 
 
 class ImageScorer:
-    """Scores one image after the other; keeps nothing of them but the last masks (for ``shuffled``) and what was left out."""
+    """Scores one image after the other, and tells where its maps peak.
+
+    Keeps nothing of them but the last masks (for ``shuffled``) and what was left out.
+    """
 
     def __init__(self, settings: ScoreSettings) -> None:
         self.settings = settings
@@ -164,17 +174,22 @@ class ImageScorer:
         alone = is_one_map(record)
         if alone:
             self._leave_out("minus_mean: the answer has one token, and one map minus its own mean is zero (images)")
-        head_scores, layer_maps, layer_minus = self._heads(record, tokens, target, alone=alone)
+        words = word_maps(record)
+        head_scores, layer_maps, layer_minus = self._heads(record, tokens, target, words, alone=alone)
         mean_map, minus_mean = layer_maps.mean(0), layer_minus.mean(0)
         self._note(mean_map if alone else minus_mean, target)
-        readings = score(self._reading_metrics, torch.stack([mean_map, minus_mean]), target)
+        both = torch.stack([mean_map, minus_mean])
+        readings = score(self._reading_metrics, both, target)
+        readings |= peaks(both, target.weight, None if words is None else words.mean(0))
         layers = score(self.settings.metrics, layer_minus, target)
+        layers |= peaks(layer_minus, target.weight, None if words is None else words[:, None])
         parts = []
         for name in self.settings.metrics:
             beside = self._controls(name, minus_mean, target)
             parts += [readings[name], beside, layers[name], head_scores[name]]
         parts += [readings[name] for name in self._reading_metrics if name not in self.settings.metrics]
         parts += [(readings[name][1] - readings[name][0])[None] for name in self.settings.metrics]
+        parts += [one[name] for name in PEAKS for one in (readings, layers, head_scores)]
         scores = torch.cat(parts)  # (cell, phrase)
         known = ~scores.isnan()
         self._previous = read
@@ -186,23 +201,31 @@ class ImageScorer:
         return (*names, "pointing_bicubic") if "pointing" in names and "pointing_bicubic" not in names else names
 
     def _heads(
-        self, record: AttentionRecord, tokens: Sequence[tuple[int, ...]], target: Target, *, alone: bool
+        self,
+        record: AttentionRecord,
+        tokens: Sequence[tuple[int, ...]],
+        target: Target,
+        words: Tensor | None,
+        *,
+        alone: bool,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Metric -> (head of any layer, phrase) scores; and the (layer, phrase, row, col) means over heads, raw and minus mean."""
-        scored, layer_maps, layer_minus = [], [], []
+        scored, layer_maps, layer_minus, done = [], [], [], 0
         for chunk in _chunks(record.layers, len(tokens)):
             each = [phrase_maps(one, tokens, self.settings.combine) for one in chunk]
+            counts = [len(one) for one in each]
             maps = torch.cat(each)
             minus = maps - torch.cat([one.token_mean.mean(0) for one in chunk])[:, None]
             if alone:  # zero but for rounding, and rounding must not be scored
                 minus = torch.zeros_like(maps)
-            scored.append(
-                score(self.settings.metrics, minus if self.settings.reading == "minus mean" else maps, target)
-            )
-            counts = [len(one) for one in each]
+            here = None if words is None else words[done : done + len(chunk), None]
+            here = None if here is None else here.repeat_interleave(torch.tensor(counts, device=here.device), 0)
+            read = minus if self.settings.reading == "minus mean" else maps
+            scored.append(score(self.settings.metrics, read, target) | peaks(read, target.weight, here))
             layer_maps.append(_mean_heads(maps, counts))
             layer_minus.append(_mean_heads(minus, counts))
-        joined = {name: torch.cat([one[name] for one in scored]) for name in self.settings.metrics}
+            done += len(chunk)
+        joined = {name: torch.cat([one[name] for one in scored]) for name in (*self.settings.metrics, *PEAKS)}
         return joined, torch.cat(layer_maps), torch.cat(layer_minus)
 
     def _controls(self, name: str, maps: Tensor, target: Target) -> Tensor:
@@ -238,6 +261,17 @@ class ImageScorer:
 def is_one_map(record: AttentionRecord) -> bool:
     """True if the record holds one token and it is the whole answer, so that there is no mean to subtract."""
     return len(record.tokens) == 1 and all(bool((one.values[:, :, 0] == one.token_mean).all()) for one in record.layers)
+
+
+def word_maps(record: AttentionRecord) -> Tensor | None:
+    """(layer, row, col) attention of the average word of the answer, mean over timesteps and heads: what tells sinks.
+
+    None where nothing tells them: values that are no attention, or an answer of one word, whose object would be a sink.
+    """
+    if record.quantity != "attention" or is_one_map(record):
+        return None
+    device = record.layers[0].values.device
+    return torch.stack([one.token_mean.mean((0, 1)).to(device) for one in record.layers])
 
 
 def phrase_maps(layer: LayerAttention, tokens: Sequence[tuple[int, ...]], combine: Combine) -> Tensor:

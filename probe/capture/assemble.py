@@ -187,4 +187,5 @@ def _source(recorder: Recorder, preparation: Preparation) -> Source:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+        ablation="; ".join(recorder.edits),
     )

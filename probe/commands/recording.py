@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from probe.commands.arguments import lab_note
 from probe.errors import InputError, did_you_mean
+from probe.grounding.phrases import noun_phrases
 from probe.reports import Report, certificate_data, output_folder, write_json
 from probe.text import find_phrase, nearby_phrases
 
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["record"]
 
-_FUNCTION_WORDS = frozenset(
-    "and are for from has have its not that the their there these this was were which with image picture shows".split()  # noqa: SIM905
-)
+#: So many noun phrases are drawn where none is asked for: two rows of pictures.
+_DRAWN = 8
 
 
 def record(
@@ -46,7 +45,7 @@ def record(
     answer
         Read this text instead of generating one.
     phrase
-        A phrase of the answer to draw, each time it is said; by default the first six words that are no function words.
+        A phrase of the answer to draw, each time it is said; by default the first eight noun phrases.
     out
         Folder for record.safetensors, phrases.png and .pdf, and record.json with the exact settings.
     max_new_tokens
@@ -66,13 +65,13 @@ def record(
     picture = probe.read_image(image)
     subject = probe.load_model(model, dtype=dtype, device=device)
     found = probe.run(subject, picture, prompt, answer=answer, max_new_tokens=max_new_tokens)
-    # A phrase that is not there is said before anything is written, with all that the model said.
-    wanted = [each for one in phrase for each in _each_time(found.record, one)] or _first_words(found.record)
+    # A phrase that is not there, or that cannot be drawn, is said before anything is written, with all that the model said.
+    given = [each for one in dict.fromkeys(phrase) for each in _each_time(found.record, one)]
+    wanted, note = (given, "") if given else _noun_phrases(found.record)
+    figure = phrases(found.record, wanted, picture)[0].get_figure(root=True) if wanted else None
     kept = probe.save(found.record, target / "record.safetensors")
     figures = []
-    if wanted:
-        figure = phrases(found.record, wanted, picture)[0].get_figure(root=True)
-        assert figure is not None  # for the type checker: these Axes were just made
+    if figure is not None:
         figures = [str(path) for path in save_figure(figure, target / "phrases")]
         plt.close(figure)
     data = {
@@ -80,12 +79,14 @@ def record(
         "tokens": list(found.record.tokens),
         "record": str(kept),
         "figures": figures,
+        "note": note,
         "certificate": certificate_data(found.record),
         "settings": settings,
     }
     write_json(target / "record.json", data)
     lines = [f"answer       {found.text}", repr(found.record), f"record       {kept}"]
-    lines += [f"picture      {one}" for one in figures] or ["no picture   the answer has no word to draw"]
+    lines += [f"picture      {one}" for one in figures] or ["no picture"]
+    lines += [f"note         {note}"] if note else []
     lines += lab_note(model)
     return Report(data, lines)
 
@@ -104,8 +105,12 @@ def _each_time(record: AttentionRecord, phrase: str) -> list[Any]:
     return [phrase]
 
 
-def _first_words(record: AttentionRecord, most: int = 6) -> list[Any]:
-    """The first different words of three letters or more that are no function words, each by its first occurrence."""
-    words = dict.fromkeys(re.findall(r"[^\W\d_]{3,}", record.text))
-    content = [word for word in words if word.casefold() not in _FUNCTION_WORDS and find_phrase(record.text, word)]
-    return [(word, 0) for word in content][:most]
+def _noun_phrases(record: AttentionRecord) -> tuple[list[tuple[str, int]], str]:
+    """The first noun phrases of an answer, each with which time its words are said, and why there are none or fewer."""
+    if len(record.tokens) == 1:
+        return [], "the answer has one token, and a map minus its own mean is zero everywhere (Eq. 3)"
+    found = noun_phrases(record.text)
+    places = [(one, find_phrase(record.text, one.text)) for one in found]
+    wanted = [(one.text, where.index((one.start, one.end))) for one, where in places if (one.start, one.end) in where]
+    more = f"the first {_DRAWN} of {len(wanted)} noun phrases are drawn" if len(wanted) > _DRAWN else ""
+    return wanted[:_DRAWN], "; ".join(filter(None, [more, found.note]))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from probe.commands.arguments import lab_note, read_examples
 from probe.files import write_beside
-from probe.reports import Report, output_folder, score_data, score_table, tracked, write_json
+from probe.reports import Report, output_folder, peak_table, score_data, score_table, tracked, write_json
 
 __all__ = ["score"]
 
@@ -72,4 +72,4 @@ def score(
         write_json(target / "scores.json", result)
         written = [f"table        {target / name}" for name in ("scores.parquet", "scores.json")]
     tables = [score_table(scores, one) for one in scores.metrics]
-    return Report(result, [*tables, *written, *lab_note(model, data)])
+    return Report(result, [*tables, peak_table(scores), *written, *lab_note(model, data)])
