@@ -1,13 +1,17 @@
 """Draws ``figures/ablation.png`` and ``.pdf``: what taking heads of lab/llava away costs, from a saved table.
 
-python figures/ablation.py              # draw; needs no model
-python figures/ablation.py --record     # measure again with lab/llava, then draw
+``python figures/ablation.py`` draws and needs no model; with ``--record`` it first measures lab/llava again: the best head is
+chosen on scenes of one seed, and what its absence changes is measured on scenes of another.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import random
+import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -16,77 +20,129 @@ from matplotlib.axes import Axes
 import probe
 
 HERE = Path(__file__).parent
-TABLE = HERE / "data" / "ablation.csv"
-SCENES, REFERENCE = 150, 100
-BEST, OTHER = (1, 4), (2, 5)
-LABELS = {
-    "zero": "replaced by zero",
-    "mean": f"by its mean over {REFERENCE} train scenes",
-    "uniform": "looking everywhere alike",
-}
+DATA = HERE / "data"
+MODEL, PROMPT, METRIC = "lab/llava", "Describe the image.", "pointing"
+SCENES, REFERENCE = 500, 100
+#: Seeds of the test scenes that the best head is chosen on, and of those that changes are measured on; of the random draw.
+CHOSEN_ON, MEASURED_ON, DRAWN_BY = 1, 0, 0
+#: How heads are taken away -> what the legend says.
+LABELS = {"zero": "replaced by zero", "mean": "by their mean over {reference}", "uniform": "looking everywhere alike"}
+PANELS = {"log-probability": "change in a phrase's log-probability (nats)", "pointing": "change in pointing accuracy"}
+SIZE = (3.3, 6.9)  # (height, width) in inches
 
 
-def measure(table: Path = TABLE) -> None:
-    """Writes the table of changes, three ways of taking away, over unseen scenes."""
+def record(data: Path = DATA, *, scenes: int = SCENES) -> None:
+    """Writes everything that ``draw`` reads: the changes under every way of taking away, and how the heads were chosen."""
     from probe.capture.ablation import mean_outputs
     from probe.effects import ablation_effects
     from probe.evaluation.lab import read_lab
-    from probe.lab.scenes import scenes
+    from probe.lab.scenes import scenes as lab_scenes
 
-    subject, prompt = probe.load_model("lab/llava"), "Describe the image."
-    plan = {f"best head held out, {BEST}": [BEST], f"another head, {OTHER}": [OTHER]}
-    plan |= {f"all heads of layer {layer}": [(layer, head) for head in range(8)] for layer in range(4)}
-    seen = ((one.image, prompt, one.caption) for one in scenes(REFERENCE, split="train"))
+    subject = probe.load_model(MODEL)
+    facts = chosen_heads(subject, scenes)
+    best, other = tuple(facts["best"]), tuple(facts["random"])
+    plan = {f"best head, {best}": [best], f"random head, {other}": [other]}
+    plan |= {
+        f"all heads of layer {layer}": [(layer, head) for head in range(count)]
+        for layer, count in enumerate(facts["heads"])
+    }
+    seen = ((one.image, PROMPT, one.caption) for one in lab_scenes(REFERENCE, split="train"))
     reference = mean_outputs(subject, seen, name=f"{REFERENCE} train scenes")
     parts = []
     for how in LABELS:
+        examples = read_lab(limit=scenes, seed=MEASURED_ON)
         given = reference if how == "mean" else None
-        parts.append(ablation_effects(subject, read_lab(limit=SCENES), plan, how=how, reference=given))
-    table.parent.mkdir(parents=True, exist_ok=True)
-    pd.concat(parts).to_csv(table, index=False, lineterminator="\n")
+        parts.append(ablation_effects(subject, examples, plan, how=how, reference=given, prompt=PROMPT))
+    data.mkdir(parents=True, exist_ok=True)
+    pd.concat(parts).to_csv(data / "ablation.csv", index=False, lineterminator="\n")
+    facts |= {"model": MODEL, "measured_on_seed": MEASURED_ON, "reference": reference.name}
+    (data / "ablation.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def draw(table: Path = TABLE, out: Path = HERE / "ablation") -> tuple[Path, Path]:
-    """The paths of the PDF and PNG that were drawn from the table."""
-    rows = pd.read_csv(table)
+def chosen_heads(subject: Any, scenes: int) -> dict[str, Any]:
+    """The best head on scenes of a seed of their own, with its score on those that did not choose it, and a random other one."""
+    from probe.evaluation.lab import read_lab
+    from probe.runs import score_examples
+
+    scores = score_examples(subject, read_lab(limit=scenes, seed=CHOSEN_ON), prompt=PROMPT, metric=METRIC)
+    row = scores.top(1, split="held-out").iloc[0]
+    best = (int(row["layer"]), int(row["head"]))
+    # Not of the last layer: nothing comes after it whose looking could change.
+    others = [(layer, head) for layer, heads in enumerate(scores.heads[:-1]) for head in heads if (layer, head) != best]
+    held_out = {key: float(row[key]) for key in ("value", "low", "high")}
+    counts = {"chosen_on_scenes": scenes - int(row["images"]), "held_out_scenes": int(row["images"])}
+    drawn = {"random": random.Random(DRAWN_BY).choice(others), "random_seed": DRAWN_BY}
+    settings = {"metric": METRIC, "chosen_on_seed": CHOSEN_ON, "heads": [len(one) for one in scores.heads]}
+    return {"best": best, "held_out": held_out} | counts | drawn | settings
+
+
+def draw(data: Path = DATA, out: Path = HERE / "ablation") -> tuple[Path, Path]:
+    """The paths of the PDF and PNG that were drawn from the files in ``data``."""
+    rows = pd.read_csv(data / "ablation.csv")
+    facts = json.loads((data / "ablation.json").read_text(encoding="utf-8"))
     with probe.plots.style():
-        figure = probe.plots.new_figure((2.5, 6.9))
-        left, right = figure.subplots(1, 2, sharey=True)
-        panel(left, rows[rows["effect"] == "log-probability"], "change of a phrase's log-probability (nats)")
-        panel(right, rows[rows["effect"] == "pointing"], "change of pointing, all heads minus mean")
-        left.invert_yaxis()
-        handles, labels = left.get_legend_handles_labels()
-        count = rows.iloc[0]
-        figure.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=3,
-            frameon=False,
-            title=f"lab/llava, {count['images']} unseen scenes, {count['phrases']} phrases; bars: 95 % intervals over scenes",
-        )
+        figure = probe.plots.new_figure(SIZE)
+        axes = figure.subplots(1, len(PANELS), sharey=True)
+        for ax, effect, letter in zip(axes, PANELS, "ab", strict=True):
+            panel(ax, rows[rows["effect"] == effect], last=len(facts["heads"]) - 1, reference=facts["reference"])
+            ax.set_title(f"{letter}  {PANELS[effect]}", loc="left")
+        axes[0].invert_yaxis()
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(LABELS))
+        figure.supxlabel(note(facts, rows), fontsize=6, color="0.4", parse_math=False)
         return probe.plots.save_figure(figure, out)
 
 
-def panel(ax: Axes, rows: pd.DataFrame, title: str) -> None:
+def panel(ax: Axes, rows: pd.DataFrame, *, last: int, reference: str) -> None:
     """Draws one effect: a point and an interval for each ablation and each way of taking away."""
     names = list(rows["ablation"].unique())
     for number, (how, marker) in enumerate(zip(LABELS, "osD", strict=True)):
         part = rows[rows["how"] == how].set_index("ablation").loc[names]
         place = [index + (number - 1) * 0.22 for index in range(len(names))]
         errors = [part["change"] - part["low"], part["high"] - part["change"]]
-        ax.errorbar(part["change"], place, xerr=errors, fmt=marker, markersize=3.5, label=LABELS[how])
+        ax.errorbar(
+            part["change"], place, xerr=errors, fmt=marker, markersize=3, label=LABELS[how].format(reference=reference)
+        )
+    for index, name in enumerate(names):
+        if index % 2:
+            ax.axhspan(index - 0.5, index + 0.5, color="0.96", linewidth=0, zorder=-1)
+        if rows["effect"].iloc[0] == "pointing" and name.endswith(f"layer {last}"):
+            why = {"xytext": (-8, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+            ax.annotate("none possible: no layer follows", (0, index), fontsize=6, color="0.4", **why)
     ax.axvline(0, color="0.5", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(names)), names)
-    ax.set_xlabel(title)
-    ax.locator_params(axis="x", nbins=5)
+    ax.set_ylim(-0.5, len(names) - 0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.locator_params(axis="x", nbins=4)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "\N{MINUS SIGN}"))
+
+
+def note(facts: dict[str, Any], rows: pd.DataFrame) -> str:
+    """What stands below the picture: who, how many, how the heads were chosen, and what pointing is of."""
+    one, before, held = rows.iloc[0], rows.groupby("effect")["before"].first(), facts["held_out"]
+    interval = f"{held['value']:.2f} [{held['low']:.2f}, {held['high']:.2f}]"
+    lines = [
+        f"{facts['model']}: {one['phrases']:,} phrases of {one['images']:,} unseen scenes (seed {facts['measured_on_seed']}), each "
+        "read with and without the heads; bars: 95 % intervals over scenes.",
+        f"As it is: log-probability \N{MINUS SIGN}{-before['log-probability']:.2f}, pointing {before['pointing']:.2f}. Pointing: "
+        "of the map of all layers and heads minus its mean, so only layers after the silenced ones can change it.",
+        f"Best head: of highest {facts['metric']} on {facts['chosen_on_scenes']} other scenes (seed {facts['chosen_on_seed']}), "
+        f"and {interval} on {facts['held_out_scenes']} held out. Random head: a draw from the others before the last layer.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help=f"measure {MODEL} again first")
+    if parser.parse_args().record:
+        record()
+    elif not (DATA / "ablation.json").exists():
+        sys.exit(f"{DATA} holds no table yet; run: python figures/ablation.py --record")
+    matplotlib.use("Agg")
+    for path in draw():
+        print(path)
 
 
 if __name__ == "__main__":
-    matplotlib.use("Agg")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="measure again first")
-    if parser.parse_args().record:
-        measure()
-    for path in draw():
-        print(path)
+    main()

@@ -353,6 +353,7 @@ class AttentionRecord:
         size = sum(t.numel() * t.element_size() for one in self.layers for t in (one.values, one.token_mean, one.rest))
         row = f", {self.query_row} rows" if self.query_row else ""
         checked = "passed" if self.certificate.passed else "off" if self.certificate.verify == "off" else "FAILED"
+        ablation = {"ablation": self.source.ablation} if self.source.ablation else {}
         return {
             "layers": str(len(self.layers)),
             "timesteps": several({one.values.shape[0] for one in self.layers}),
@@ -362,6 +363,7 @@ class AttentionRecord:
             "image": f"{self.image_size[0]} x {self.image_size[1]} (height x width)",
             "quantity": f"{self.quantity} of each {self.query_kind}{row}" + "".join(f", {one}" for one in self.history),
             "certificate": f"{checked}, largest error {self.certificate.max_error:.1e} in {self.certificate.rows} rows",
+            **ablation,
             "memory": f"{size / 1e6:.1f} MB",
             "text": shorten(self.text, 70),
         }

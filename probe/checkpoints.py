@@ -8,18 +8,22 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from probe.errors import InputError, ModelError
 from probe.models import Subject, load_model
+
+if TYPE_CHECKING:
+    from probe.lab.llava import LlavaSettings
 
 __all__ = ["Checkpoint", "find_checkpoints", "lab_checkpoints"]
 
 #: What a configuration must agree in for two checkpoints to be one training: everything that has a shape.
 _SHAPE_KEYS = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "vocab_size", "image_size", "patch_size",
+    "head_dim", "vocab_size", "image_size", "patch_size",
 )  # fmt: skip
 
 
@@ -54,7 +58,7 @@ def find_checkpoints(
     InputError
         If the glob matches no folder, a folder has no number or two have the same, or the models differ in shape.
     ModelError
-        If a folder is no saved model or a weight file is incomplete; the message names it.
+        If a folder is no saved model, has no weights or no processor, or a weight file is incomplete; the message names it.
     """
     text = os.path.expanduser(os.fspath(pattern))
     folders = sorted(Path(one) for one in glob.glob(text, recursive=True) if os.path.isdir(one))
@@ -89,7 +93,7 @@ def lab_checkpoints(name: str | Path, *, dtype: str = "auto", device: str | None
     InputError
         If the folder holds no snapshots.
     ModelError
-        If there is no such lab model.
+        If there is no such lab model, its training.json cannot be read, or a snapshot is incomplete or of another model.
     """
     from probe.lab.llava import folder, snapshot_folders
 
@@ -99,35 +103,53 @@ def lab_checkpoints(name: str | Path, *, dtype: str = "auto", device: str | None
         raise InputError(
             f"{str(name)!r} holds no snapshots of its training; give a glob of its checkpoints, such as 'runs/mine/checkpoint-*'."
         )
-    plan = json.loads((home / "training.json").read_text(encoding="utf-8"))
-    options: dict[str, Any] = {"dtype": dtype, "device": device}
-    found = [Checkpoint(0, f"{name} step 0", lambda: _lab_subject(home, plan, 0, **options))]
-    found += [
-        Checkpoint(step, f"{name} step {step}", lambda step=step: _lab_subject(home, plan, step, **options))  # type: ignore[misc]
-        for step in snapshots
-    ]
-    return [
-        *found,
-        Checkpoint(plan["steps"], f"{name} step {plan['steps']}", lambda: _lab_subject(home, plan, None, **options)),
-    ]
+    steps, settings, seed = _plan(home / "training.json")
+    final = _weights(home)
+    for one in snapshots.values():
+        _require_same(_weights(one), final, one, home)
+    lab = _LabTraining(os.path.abspath(name) if Path(name).is_dir() else str(name), home, settings, seed, dtype, device)
+    return [Checkpoint(step, f"{name} step {step}", partial(lab.load, step)) for step in (0, *snapshots, steps)]
 
 
-def _lab_subject(home: Path, plan: dict[str, Any], step: int | None, *, dtype: str, device: str | None) -> Subject:
-    import torch
+@dataclass(frozen=True)
+class _LabTraining:
+    """A lab training and how its models are to be loaded."""
 
-    from probe.lab.llava import LlavaSettings, build, load, load_processor
+    name: str
+    home: Path
+    settings: LlavaSettings
+    seed: int
+    dtype: str
+    device: str | None
 
-    if step == 0:
-        processor = load_processor(home)
-        # The same seed and settings give the weights that the training began with.
-        model = build(processor, settings=LlavaSettings(**plan["model"]), seed=plan["seed"]).eval()
-    else:
-        model, processor = load(home, step=step)
-    wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype, None)
-    if not isinstance(wanted, torch.dtype):
-        raise ModelError(f"dtype={dtype!r} is not a number type of torch; try 'float32', 'bfloat16' or 'auto'.")
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load_model(model.to(device=target, dtype=wanted), processor)
+    def load(self, step: int) -> Subject:
+        """The model as it was at that step."""
+        from probe.lab.llava import build, load, snapshot_folders
+
+        # What it ended with comes with everything that can be asked wrongly checked: number type, device, processor.
+        final = load_model(self.name, dtype=self.dtype, device=self.device)
+        if step == 0:
+            # The same seed and settings give the weights that the training began with.
+            model = build(final.processor, settings=self.settings, seed=self.seed).eval()
+        elif step in snapshot_folders(self.home):
+            model, _ = load(self.home, step=step)
+        else:
+            return final
+        return load_model(model.to(device=final.model.device, dtype=final.model.dtype), final.processor)
+
+
+def _plan(file: Path) -> tuple[int, LlavaSettings, int]:
+    """The number of steps, the model's settings and the seed of a lab training."""
+    from probe.lab.llava import LlavaSettings
+
+    try:
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        return int(plan["steps"]), LlavaSettings(**plan["model"]), int(plan["seed"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{str(file)!r} is not what a lab training writes ({type(error).__name__}: {error}), so its first weights cannot be "
+            "made again; train anew, or give a glob of checkpoints."
+        ) from None
 
 
 def _loader(name: str, *, dtype: str, device: str | None) -> Callable[[], Subject]:
@@ -147,8 +169,8 @@ def _step_of(folder: Path) -> int:
 
 
 def _require_one_shape(folders: list[Path]) -> None:
-    """Nothing, if all are saved models of one shape whose weight files are whole."""
-    first: dict[str, Any] = {}
+    """Nothing, if all are whole saved models of one shape."""
+    first: tuple[dict[str, Any], dict[str, Any]] | None = None
     for folder in folders:
         try:
             found = _shape(json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -157,14 +179,20 @@ def _require_one_shape(folders: list[Path]) -> None:
                 f"{str(folder)!r} has no readable config.json ({type(error).__name__}), so it is not a saved model; give a glob "
                 "that leaves it out."
             ) from None
-        _require_whole(folder)
-        first = first or found
-        odd = [key for key in dict.fromkeys([*first, *found]) if first.get(key) != found.get(key)]
+        weights = _weights(folder)
+        if not any((folder / one).is_file() for one in ("processor_config.json", "preprocessor_config.json")):
+            raise ModelError(
+                f"{str(folder)!r} holds no processor, so nothing can be asked of it; save one into each checkpoint, as "
+                "Trainer(processing_class=processor) does, or processor.save_pretrained(folder)."
+            )
+        first = first or (found, weights)
+        odd = [key for key in dict.fromkeys([*first[0], *found]) if first[0].get(key) != found.get(key)]
         if odd:
             raise InputError(
                 f"{str(folder)!r} has another shape than {str(folders[0])!r}: {odd[0]} is {found.get(odd[0])} instead of "
-                f"{first.get(odd[0])}. Checkpoints of one curve must come from one training; give a narrower glob."
+                f"{first[0].get(odd[0])}. Checkpoints of one curve must come from one training; give a narrower glob."
             )
+        _require_same(weights, first[1], folder, folders[0])
 
 
 def _shape(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -176,13 +204,38 @@ def _shape(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _require_whole(folder: Path) -> None:
-    """Nothing, if every safetensors file is as long as its own header says; other formats are read when their turn comes."""
+def _weights(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in a folder's safetensors files; empty where weights are in another format.
+
+    Only the files' heads are read: they say how long a file must be.
+    """
     from safetensors import safe_open
 
-    for file in sorted(folder.glob("*.safetensors")):
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not list(folder.glob("pytorch_model*.bin")):
+        raise ModelError(
+            f"{str(folder)!r} holds no weights (*.safetensors); was it cleared, or is it still being saved?"
+        )
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
         try:
-            with safe_open(file, framework="pt"):
-                pass
+            with safe_open(file, framework="pt") as opened:
+                found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
         except Exception as error:  # its own error type is not exported
             raise ModelError(f"{str(file)!r} cannot be read ({error}); was it cut short while it was saved?") from None
+    return found
+
+
+def _require_same(
+    found: dict[str, tuple[int, ...]], first: dict[str, tuple[int, ...]], folder: Path, other: Path
+) -> None:
+    """Nothing, if two models have the same weights: what a file lacks would silently be filled with random numbers."""
+    if not found or not first:
+        return
+    odd = next((name for name in (*first, *found) if found.get(name) != first.get(name)), None)
+    if odd is not None:
+        shapes = [" x ".join(map(str, one[odd])) if odd in one else "missing" for one in (found, first)]
+        raise InputError(
+            f"{str(folder)!r} has other weights than {str(other)!r}: {odd} is {shapes[0]} instead of {shapes[1]}. Checkpoints of "
+            "one curve must come from one training; give a narrower glob, or save it again."
+        )

@@ -1,4 +1,4 @@
-"""What taking heads away changes: the words' probabilities and where the remaining heads look."""
+"""What taking heads away changes: the words' probabilities, and where the heads of later layers look."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from probe.analysis.metrics import score
 from probe.analysis.stats import PoissonBootstrap
 from probe.analysis.targets import Target
 from probe.attention import AttentionRecord
-from probe.capture.ablation import HeadMeans, ablate
+from probe.capture.ablation import HeadMeans, ablate, check_heads
 from probe.capture.passes import inputs_with_answer
 from probe.capture.recorder import Recorder
 from probe.errors import InputError
 from probe.images import read_image
 from probe.models import Subject
+from probe.text import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["EFFECTS", "ablation_effects"]
 
 #: What is measured for each phrase, with and without the heads: its natural log-probability given everything before it, and
-#: whether the best patch of the subtracted mean map (Eq. 3) lies in its mask.
+#: whether the best patch of the map of all layers and heads minus its mean (Eq. 3) lies in its mask. That map counts where the
+#: silenced heads look too, so it changes only through the layers after them: no ablation of the last layer can change it.
 EFFECTS = ("log-probability", "pointing")
 
 
@@ -49,6 +51,7 @@ def ablation_effects(
 
     Columns: ablation, heads (how many), how, effect, before, change, low, high, images, phrases. Each example is read whole, once
     as it is and once for each ablation, so that changes are paired; ``low`` and ``high`` are the 95 % interval of the change.
+    For heads that were chosen by their score, give other examples than those that they were chosen on.
 
     Parameters
     ----------
@@ -58,34 +61,54 @@ def ablation_effects(
     Raises
     ------
     InputError
-        If there is no example or no ablation, or as ``probe.ablate`` does.
+        If there is no ablation, no example with a phrase, an example's text does not survive the tokenizer, or as ``probe.ablate``
+        does; every list of heads is looked at before the first example is read.
     """
     import pandas as pd
 
-    if not ablations:
-        raise InputError("There is nothing to take away: give at least one ablation, name -> [(layer, head), ...].")
-    bootstrap = PoissonBootstrap(cells=(1 + len(ablations)) * len(EFFECTS), replicates=replicates, seed=seed)
-    index = -1
+    plan = _plan(subject, ablations)
+    bootstrap = PoissonBootstrap(cells=(1 + len(plan)) * len(EFFECTS), replicates=replicates, seed=seed)
+    images = 0
     for index, example in enumerate(examples):
+        if not example.phrases:
+            continue
+        images += 1
         clean = _phrase_values(subject, example, prompt, nullcontext())
         rows = [clean]
-        for heads in ablations.values():
+        for heads in plan.values():
             missing = ablate(subject, heads=heads, how=how, reference=reference)
             rows.append(_phrase_values(subject, example, prompt, missing) - clean)
         cells = np.stack(rows)  # (1 + ablation, effect, phrase)
         known = np.isfinite(cells)
         bootstrap.add(index, np.where(known, cells, 0).sum(-1).ravel(), known.sum(-1).ravel())
-    if index < 0:
-        raise InputError("There is no example to read: the data set is empty.")
+    if not images:
+        raise InputError("There is no example to read: the data set is empty, or none of its examples has a phrase.")
     found = bootstrap.intervals()
     table = []
-    for number, (name, heads) in enumerate(ablations.items(), start=1):
+    for number, (name, heads) in enumerate(plan.items(), start=1):
         for place, effect in enumerate(EFFECTS):
             before, change = found[place], found[number * len(EFFECTS) + place]
             counts = {"images": change.images, "phrases": change.phrases}
             row = {"ablation": name, "heads": len(heads), "how": how, "effect": effect, "before": before.value}
             table.append(row | {"change": change.value, "low": change.low, "high": change.high} | counts)
     return pd.DataFrame(table)
+
+
+def _plan(subject: Subject, ablations: Any) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Name -> heads of each ablation, all of them checked, and lists that could be read once only kept."""
+    if not isinstance(ablations, Mapping):
+        raise InputError(
+            f"ablations={shorten(repr(ablations), 70)} has no names; give name -> [(layer, head), ...] for each ablation."
+        )
+    if not ablations:
+        raise InputError("There is nothing to take away: give at least one ablation, name -> [(layer, head), ...].")
+    plan = {}
+    for name, heads in ablations.items():
+        try:
+            plan[name] = check_heads(subject, heads)
+        except InputError as error:
+            raise InputError(f"Ablation {name!r}: {error}") from None
+    return plan
 
 
 def _phrase_values(subject: Subject, example: Example, prompt: str, context: Any) -> np.ndarray:
@@ -96,10 +119,17 @@ def _phrase_values(subject: Subject, example: Example, prompt: str, context: Any
     with torch.inference_mode(), context, recorder:
         logits = subject.model(**inputs, use_cache=False).logits
     record = recorder.result(image=picture)
-    spans = [(one.start, one.end) for one in example.phrases]
+    if record.text != example.text.strip():
+        raise InputError(
+            f"{example.name}: the tokenizer gives the text back as {record.text!r} instead of {example.text!r}, so the phrases' "
+            "places in it are lost."
+        )
+    cut = len(example.text) - len(example.text.lstrip())
+    spans = [(one.start - cut, one.end - cut) for one in example.phrases]
     chances = torch.log_softmax(logits[0, start - 1 : -1].double(), dim=-1)
     taken = chances.gather(1, inputs["input_ids"][0, start:, None])[:, 0].cpu()
-    return np.stack([_sums(record, taken, spans), _pointing(record, example)])
+    masks = np.stack([one.mask for one in example.phrases])
+    return np.stack([_sums(record, taken, spans), _pointing(record, masks, spans)])
 
 
 def _sums(record: AttentionRecord, taken: torch.Tensor, spans: list[tuple[int, int]]) -> np.ndarray:
@@ -107,10 +137,9 @@ def _sums(record: AttentionRecord, taken: torch.Tensor, spans: list[tuple[int, i
     return np.array([float(taken[list(record.tokens_of(*span))].sum()) for span in spans])
 
 
-def _pointing(record: AttentionRecord, example: Example) -> np.ndarray:
+def _pointing(record: AttentionRecord, masks: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
     """(phrase,) pointing accuracy of the map of all heads minus its mean over the answer."""
     whole = record.minus_mean().mean("layer", "head").layers[0].values[0, 0]
-    spans = [(one.start, one.end) for one in example.phrases]
     maps = torch.stack([whole[list(record.tokens_of(*span))].mean(0) for span in spans])
-    target = Target.from_masks(record.layers[0].grid, np.stack([one.mask for one in example.phrases]))
+    target = Target.from_masks(record.layers[0].grid, masks)
     return score(["pointing"], maps.cpu(), target)["pointing"].numpy()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probe.analysis import controls
-from probe.analysis.concentration import argmax_share, border_cells, top1_share
+from probe.analysis.concentration import PEAKS
 from probe.analysis.metrics import Metric, find_metric
 from probe.analysis.scorer import ImageScorer, ScoreSettings, mean_maps
 from probe.analysis.stats import Interval, PoissonBootstrap
@@ -53,9 +53,10 @@ MEASURED = {
     "margin": "minus_mean - floor, phrase by phrase",
     "top1_share": "share of the minus_mean map's variance in one patch",
     "border_share": "share of the minus_mean map's best patches on the border",
+    "sink_share": "share of the minus_mean map's best patches in sinks, which every word looks at",
 }
 _OF_SCORER = ("mean_map", "minus_mean", "chance", "centre_prior", "shuffled", "other_phrase", "oracle_patch")
-_BESIDE = ("caption_loss", "phrase_loss", "paraphrase", "floor", "margin", "top1_share", "border_share")
+_BESIDE = ("caption_loss", "phrase_loss", "paraphrase", "floor", "margin")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +132,15 @@ def measure(
     both = halves[0] + halves[1]
     named = {one.name: i for i, one in enumerate(cells) if one.metric == metric and one.kind in ("reading", "control")}
     places = {name: named[name] for name in _OF_SCORER} | {name: len(cells) + i for i, name in enumerate(_BESIDE)}
+    places |= {one.metric: i for i, one in enumerate(cells) if one.metric in PEAKS and one.name == "minus_mean"}
     everything, drawn = both.intervals(confidence=confidence), both.replicated()
     intervals = {name: everything[place] for name, place in places.items()}
     replicated = {name: drawn[:, place] for name, place in places.items()}
-    heads = [i for i, one in enumerate(cells) if one.kind == "head" and not np.isnan(halves[0].value[i])]
+    heads = [
+        i
+        for i, one in enumerate(cells)
+        if one.kind == "head" and one.metric == metric and not np.isnan(halves[0].value[i])
+    ]
     best = max(heads, key=lambda i: halves[0].value[i], default=None)
     if best is None:
         intervals["best_head_held_out"] = Interval(np.nan, np.nan, np.nan, 0, 0)
@@ -193,7 +199,6 @@ def _beside(
     target = Target.from_masks(record.layers[0].grid, read, device=record.layers[0].values.device)
     maps = mean_maps(record, tokens)
     other = mean_maps(again, read_masks(again, masks_again)[0])
-    weight = target.weight
     floor = controls.paraphrase_floor(metric, maps, other, target)
     rows = [
         losses.double(),
@@ -201,8 +206,6 @@ def _beside(
         controls.paraphrase(metric, maps, other, target),
         floor,
         metric(maps, target) - floor,
-        top1_share(maps, weight),
-        argmax_share(maps, weight, border_cells(weight)),
     ]
     return np.array([float(one.nansum()) for one in rows]), np.array([float((~one.isnan()).sum()) for one in rows])
 

@@ -39,7 +39,13 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a record comes from: enough to make it again."""
+    """Where a record comes from: enough to make it again.
+
+    Attributes
+    ----------
+    ablation : the heads that were taken away while it was made, such as "zero: (1, 4), (2, 0)"; nested ablations in the order
+        in which they began, with "; " between them; empty for the model as it is.
+    """
 
     family: str
     model: str
@@ -51,3 +57,4 @@ class Source:
     prompt: str
     versions: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
+    ablation: str = ""

@@ -27,6 +27,7 @@ __all__ = [
     "head_tables",
     "make_table",
     "output_folder",
+    "peak_table",
     "plain",
     "progress",
     "score_data",
@@ -56,16 +57,19 @@ class Report:
 
 
 def score_data(scores: HeadScores) -> dict[str, Any]:
-    """The scores in plain types: for each metric, each reading and control with value, low and high; and every head."""
+    """The scores in plain types: for each metric, each reading and control with value, low and high; and every layer and head.
+
+    Beside them stands where the scored map peaks, see ``probe.analysis.concentration.PEAKS``.
+    """
     frame = scores.to_frame()
     data: dict[str, Any] = {"images": scores.images, "phrases": scores.phrases, "left_out": dict(scores.left_out)}
     for metric, part in frame.groupby("metric", sort=False):
         named = part[part["kind"].isin(["reading", "held-out", "difference", "control"])]
         data[str(metric)] = {row["name"]: _bounds(row) for _, row in named.iterrows()}
-        cells = part[part["kind"] == "head"]
-        data[str(metric)]["heads"] = [
-            {"layer": int(row["layer"]), "head": int(row["head"]), **_bounds(row)} for _, row in cells.iterrows()
-        ]
+        for kind, keys in (("layer", ("layer",)), ("head", ("layer", "head"))):
+            data[str(metric)][f"{kind}s"] = [
+                {key: int(row[key]) for key in keys} | _bounds(row) for _, row in part[part["kind"] == kind].iterrows()
+            ]
         over_time = part[part["kind"].isin(["timestep", "head at timestep"])]
         if len(over_time):
             data[str(metric)]["timesteps"] = [_timed(row) for _, row in over_time.iterrows()]
@@ -80,8 +84,17 @@ def _timed(row: Any) -> dict[str, Any]:
     return {"timestep": int(row["timestep"]), **place, **_bounds(row)}
 
 
-def _bounds(row: Any) -> dict[str, float]:
-    return {key: float(row[key]) for key in ("value", "low", "high")}
+def _bounds(row: Any) -> dict[str, Any]:
+    """Value, low and high of a row's score, and of where its map peaks if it has one."""
+    from probe.analysis.concentration import PEAKS
+
+    found: dict[str, Any] = {key: float(row[key]) for key in ("value", "low", "high")}
+    if row["kind"] in ("control", "difference"):
+        return found
+    return found | {
+        name: {"value": float(row[name]), "low": float(row[f"{name}_low"]), "high": float(row[f"{name}_high"])}
+        for name in PEAKS
+    }
 
 
 def score_table(scores: HeadScores, metric: str) -> Table:
@@ -120,7 +133,24 @@ def head_tables(scores: HeadScores, metric: str) -> list[Table]:
 
 
 def _interval(row: Any) -> str:
-    return f"{_number(row['value'])} [{_number(row['low'])}, {_number(row['high'])}]"
+    return show_interval({"value": row["value"], "value_low": row["low"], "value_high": row["high"]}, "value")
+
+
+def peak_table(scores: HeadScores) -> Table:
+    """A table of where the scored maps peak, whatever the metric: readings, layers, timesteps, and each metric's
+    held-out head."""
+    from probe.analysis.concentration import PEAKS
+
+    frame = scores.to_frame()
+    maps = frame[(frame["metric"] == scores.metrics[0]) & frame["kind"].isin(["reading", "layer", "timestep"])]
+    rows = [(_row_name(row), row) for _, row in maps.iterrows()]
+    for _, row in frame[(frame["name"] == "best_head_held_out") & frame["head"].notna()].iterrows():
+        rows.append((f"layer {row['layer']}, head {row['head']} ({row['metric']})", row))
+    title = "where the scored maps peak: share of variance in one patch, and of best patches on the border and in sinks"
+    table = make_table(title, "map", *(name.replace("_", " ") for name in PEAKS))
+    for shown, row in rows:
+        table.add_row(shown, *(show_interval(row, name) for name in PEAKS))
+    return table
 
 
 def _row_name(row: Any) -> str:
@@ -139,7 +169,10 @@ def _number(value: float) -> str:
     return "-" if value != value else f"{value:.3f}"
 
 
-def show_interval(row: dict[str, Any], name: str) -> str:
+def show_interval(row: Any, name: str) -> str:
+    """The number of that name in a row with its interval, "0.612 [0.560, 0.660]", or "-" where there is none."""
+    if row[name] != row[name]:
+        return "-"
     return f"{_number(row[name])} [{_number(row[f'{name}_low'])}, {_number(row[f'{name}_high'])}]"
 
 
@@ -188,11 +221,11 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A function that is told how far the work is, and shows it on standard error where that is a terminal."""
+def progress(what: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A function that is told how far the work is, and maybe ``what`` is done; shown on standard error where that is a terminal."""
     with _bar() as bar:
         task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, what=None: bar.update(task, completed=done, description=what)
 
 
 def tracked(items: Iterable[Any], *, what: str, total: int | None) -> Iterator[Any]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import tee
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from probe.attention import AttentionRecord
 from probe.capture.passes import generate_and_record, generate_ids, read_and_record
 from probe.errors import InputError
-from probe.files import write_beside
 from probe.images import read_image
 from probe.kinds import (
     ScoredQuantity,
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
     from probe.analysis.scorer import Reading
     from probe.evaluation.examples import Example
 
-__all__ = ["Run", "TrainingMeasurements", "profile_examples", "run", "score_examples", "threads_for"]
+__all__ = ["Run", "profile_examples", "run", "score_examples", "threads_for"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,62 +277,3 @@ def threads_for(model: Any) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class TrainingMeasurements:
-    """Scores a model in training on a fixed set of unseen lab scenes, one row a call, kept in a CSV file as it grows.
-
-    >>> train_llava("runs/lab", on_snapshot=TrainingMeasurements(Path("runs/lab/training.csv")))
-
-    A run that resumes goes on with the rows that are there; a step that is measured again replaces its row.
-
-    Parameters
-    ----------
-    path : the CSV file, with columns step, loss and, for each reading and control, its pointing accuracy, low and high.
-    count : how many scenes.
-    """
-
-    def __init__(self, path: Path, *, count: int = 200, seed: int = 0) -> None:
-        self.path, self.count, self.seed = path, count, seed
-
-    def __call__(self, step: int, model: Any, processor: Any, loss: float) -> None:
-        """Measure, and add the row."""
-        from probe.evaluation.lab import read_lab
-        from probe.models import load_model
-
-        subject = load_model(model, processor)
-        scores = score_examples(subject, read_lab(limit=self.count, seed=self.seed), metric="pointing", seed=self.seed)
-        row: dict[str, Any] = {"step": step, "loss": loss}
-        for name in _MEASURED:
-            found = scores.reading(name, "pointing")
-            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        rows = sorted([*(one for one in self.rows() if one["step"] != step), row], key=lambda one: one["step"])
-        write_beside(self.path, lambda beside: _write_rows(beside, rows))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows so far, in the order of their steps."""
-        if not self.path.is_file():
-            return []
-        with self.path.open(encoding="utf-8", newline="") as file:
-            return [
-                {key: int(x) if key == "step" else float(x) for key, x in row.items()} for row in csv.DictReader(file)
-            ]
-
-
-_MEASURED = (
-    "mean_map",
-    "minus_mean",
-    "best_layer_held_out",
-    "best_head_held_out",
-    "chance",
-    "centre_prior",
-    "shuffled",
-    "oracle_patch",
-)
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

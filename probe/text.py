@@ -9,6 +9,9 @@ from probe.errors import InputError, did_you_mean
 
 __all__ = ["find_phrase", "nearby_phrases", "phrase_span", "shorten"]
 
+#: Zero-width (non-)joiners stand inside one word or emoji; skin tones follow theirs.
+_JOINERS, _TONES = "\u200c\u200d", "".join(map(chr, range(0x1F3FB, 0x1F400)))
+
 
 def find_phrase(text: str, phrase: str) -> list[tuple[int, int]]:
     """Character spans (start, end) of every occurrence of a phrase as whole words, without regard to case.
@@ -61,7 +64,8 @@ def _glued(text: str, cut: int) -> bool:
     if not 0 < cut < len(text):
         return False
     before, after = text[cut - 1], text[cut]
-    if unicodedata.category(after).startswith("M"):  # a combining mark belongs to the letter before it
+    # A combining mark belongs to the letter before it, a skin tone to its emoji, and a joiner to both sides.
+    if unicodedata.category(after).startswith("M") or after in _TONES or before in _JOINERS or after in _JOINERS:
         return True
     if not (_in_word(before) and _in_word(after)):
         return False

@@ -14,7 +14,7 @@ from probe.analysis.metrics import find_metric
 from probe.analysis.milestones import Order, StepInterval, compare_steps, step_interval
 from probe.analysis.stats import Interval
 from probe.checkpoints import Checkpoint
-from probe.errors import InputError
+from probe.errors import InputError, ProbeError
 from probe.measurements import MEASURED, Measurement, Reword, measure
 from probe.runs import threads_for
 
@@ -155,6 +155,8 @@ def emergence(
         If there is no checkpoint or example, the steps do not rise, or checkpoints differ in layers or heads.
     ModelError
         If a checkpoint does not load; the message names it.
+    CaptureError
+        If one cannot be recorded; the message names it.
     """
     find_metric(metric)
     kept = list(examples)
@@ -171,8 +173,8 @@ def emergence(
                 )
             if found:
                 measured.structure.require_like(found[0].structure)
-        except InputError as error:
-            raise InputError(f"{checkpoint.name}: {error}") from None
+        except ProbeError as error:
+            raise type(error)(f"{checkpoint.name}: {error}") from None
         found.append(measured)
         if on_checkpoint is not None:
             on_checkpoint(number)

@@ -220,6 +220,15 @@ def test_the_picture_in_words_names_sizes_and_escapes_what_it_shows():
     assert "&lt;b&gt;" in record._repr_html_()
 
 
+def test_what_was_taken_away_is_shown_where_something_was():
+    record = make_record()
+    assert "ablation" not in repr(record) + record._repr_html_()
+    ablated = replace(record, source=replace(record.source, ablation="zero: (1, 4), (2, 0)"))
+    for one in (ablated, ablated["red circle"].minus_mean().mean("head")):
+        assert "\n  ablation: zero: (1, 4), (2, 0)\n" in repr(one)
+        assert "<tr><th>ablation</th><td>zero: (1, 4), (2, 0)</td></tr>" in one._repr_html_()
+
+
 def test_moving_moves_everything():
     moved = make_record().to(torch.float64)
     assert {t.dtype for one in moved.layers for t in (one.values, one.token_mean, one.rest)} == {torch.float64}

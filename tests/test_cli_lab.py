@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import probe
+from probe import training_tables
 from probe.evaluation.coco import read_coco_folder
 from probe.evaluation.lab import read_lab
 from probe.lab import autoencoding, contrastive, denoising, training
@@ -35,6 +36,15 @@ def test_written_scenes_are_read_back_with_the_same_phrases_and_masks(shell, sce
     from_folder = json.loads(shell("score", "--data", scene_folder, "--metric", "auroc", "--json")[1])
     from_lab = json.loads(shell("score", "--limit", 3, "--seed", 5, "--metric", "auroc", "--json")[1])
     assert from_folder["auroc"]["mean_map"]["value"] == from_lab["auroc"]["mean_map"]["value"]
+    head = from_folder["auroc"]["heads"][-1]
+    for row in (head, from_folder["auroc"]["layers"][0], from_folder["auroc"]["minus_mean"]):
+        for name in ("top1_share", "border_share", "sink_share"):
+            assert 0 <= row[name]["low"] <= row[name]["value"] <= row[name]["high"] <= 1
+    assert "border_share" not in from_folder["auroc"]["chance"]
+    table = shell("score", "--data", scene_folder, "--metric", "auroc")[1].split("where the scored maps peak")[1]
+    shown = next(line for line in table.splitlines() if line.strip().startswith("minus_mean"))
+    assert shown.count("[") == 3
+    assert f"{from_folder['auroc']['minus_mean']['top1_share']['value']:.3f} [" in shown
     # The bootstrap draws images by the seed, which differs.
     assert from_folder["phrases"] == from_lab["phrases"]
 
@@ -86,23 +96,53 @@ def test_a_training_is_measured_and_leaves_a_model_that_the_other_commands_take(
     rows = json.loads(printed)["rows"]
     assert [one["step"] for one in rows] == [0, 3]
     for row in rows:
-        assert 1 < row["loss"] < 6
+        assert 1 < row["caption_loss_low"] <= row["caption_loss"] <= row["caption_loss_high"] < 7
         assert 0 <= row["chance_low"] <= row["chance"] <= row["chance_high"] <= 1
-        assert {"mean_map", "minus_mean", "best_head_held_out", "oracle_patch"} <= set(row)
+        assert row["floor"] == pytest.approx(row["other_phrase"] + row["paraphrase"])
+        assert {"mean_map", "minus_mean", "best_head_held_out", "margin_low", "border_share", "sink_share"} <= set(row)
+        assert (row["images"], row["phrases"]) == (4, sum(len(one.phrases) for one in read_lab(limit=4)))
     kept = _table(tmp_path / "model")
     assert [int(one["step"]) for one in kept] == [0, 3]
-    assert [float(one["loss"]) for one in kept] == [one["loss"] for one in rows]
+    assert [float(one["caption_loss"]) for one in kept] == [one["caption_loss"] for one in rows]
     assert probe.load_model(tmp_path / "model").family.name == "llava"
     # The same command again does nothing but say it once more, as a table.
     before = {one: one.stat().st_mtime_ns for one in (tmp_path / "model").rglob("*")}
     code, table, noise = shell(*TRAIN, "--out", tmp_path / "model")
     assert (code, noise) == (0, "")
     assert {one: one.stat().st_mtime_ns for one in (tmp_path / "model").rglob("*")} == before
-    assert f"{rows[1]['loss']:.3f}" in table
+    for words, name in (("caption loss", "caption_loss"), ("paraphrase floor", "floor"), ("minus mean", "minus_mean")):
+        assert words in table
+        assert f"{rows[1][name]:.3f} [" in table
     # Another training is not mixed into it.
     code, _, noise = shell("lab", "train", "llava", "--steps", 4, "--measure", 4, "--out", tmp_path / "model")
     assert (code, noise.count("\n")) == (2, 1)
     assert "holds a run with steps=3" in noise
+
+
+def test_measuring_changes_no_weight(shell, quick_training, tmp_path):
+    assert shell(*TRAIN, "--out", tmp_path / "measured")[0] == 0
+    quick_training(tmp_path / "plain", steps=3)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("measured", "plain")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step,loss,minus_mean\n0,6.0,0.1\n", "is no table of these measurements: it has no column 'images'"),
+        ("", "is no table of these measurements"),
+        ("four", "holds measurements on 4 images, which cannot stand beside those on 5"),
+        ("cut", "cannot be read as a table of measurements"),
+    ],
+)
+def test_a_table_that_is_no_such_table_is_refused_before_any_step(refused, quick_training, tmp_path, text, message):
+    row = {one: "4" if one in ("images", "phrases") else "0" for one in training_tables._COLUMNS}
+    if text in ("four", "cut"):
+        row |= {} if text == "four" else {"margin": "much"}
+        text = ",".join(row) + "\n" + ",".join(row.values()) + "\n"
+    (tmp_path / "training.csv").write_text(text, encoding="utf-8")
+    assert message in refused("lab", "train", "llava", "--steps", 3, "--measure", 5, "--out", tmp_path, writes=False)
+    assert [one.name for one in tmp_path.iterdir()] == ["training.csv"]
 
 
 def test_a_training_that_was_stopped_goes_on_to_the_same_end(shell, quick_training, monkeypatch, tmp_path):

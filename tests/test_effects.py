@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,3 +78,57 @@ def test_empty_requests_are_refused():
         ablation_effects(tiny_llava(), [_example(0)], {})
     with pytest.raises(InputError, match="no example to read"):
         ablation_effects(tiny_llava(), [], {"one": [(0, 0)]})
+    with pytest.raises(InputError, match="none of its examples has a phrase"):
+        ablation_effects(tiny_llava(), [replace(_example(0), phrases=())], {"one": [(0, 0)]})
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ([], "Ablation 'odd': heads is empty"),
+        ([(0, 1), (0, 1)], r"Ablation 'odd': Head \(0, 1\) is named twice"),
+        ([(9, 1)], r"Ablation 'odd': Head \(9, 1\) does not exist"),
+        ([(0, "1")], r"Ablation 'odd': heads=.* is not a list"),
+    ],
+)
+def test_heads_that_do_not_exist_are_refused_before_anything_is_read(heads, message):
+    def unread():
+        raise AssertionError("an example was read")
+        yield
+
+    with pytest.raises(InputError, match=message):
+        ablation_effects(tiny_llava(), unread(), {"good": [(0, 0)], "odd": heads})
+
+
+def test_other_bad_requests_are_refused():
+    subject, heads = tiny_llava(), {"one": [(0, 0)]}
+    with pytest.raises(InputError, match=r"ablations=\[\(0, 0\)\] has no names"):
+        ablation_effects(subject, [_example(0)], [(0, 0)])
+    with pytest.raises(InputError, match="how must be"):
+        ablation_effects(subject, [_example(0)], heads, how="none")
+    with pytest.raises(InputError, match="needs reference"):
+        ablation_effects(subject, [_example(0)], heads, how="mean")
+    with pytest.raises(InputError, match="needs a Subject"):
+        ablation_effects(subject.model, [_example(0)], heads)
+
+
+def test_phrases_keep_their_places_where_a_text_begins_with_blanks():
+    subject, plan = tiny_llava(), {"one": [(1, 0)]}
+    example = _example(0)
+    moved = tuple(replace(one, start=one.start + 2, end=one.end + 2) for one in example.phrases)
+    shifted = replace(example, text="  " + example.text, phrases=moved)
+    # An example without a phrase says nothing and counts as none.
+    tables = [ablation_effects(subject, [one, replace(example, phrases=())], plan) for one in (example, shifted)]
+    assert tables[0].equals(tables[1])
+    assert list(tables[0]["images"]) == [1, 1]
+
+
+def test_the_last_layer_cannot_change_where_heads_look_but_others_can():
+    examples = [_example(seed) for seed in range(12)]
+    plan = {f"layer {layer}": iter([(layer, head) for head in range(4)]) for layer in range(3)}
+    table = ablation_effects(tiny_llava(), examples, plan)
+    changes = table[table["effect"] == "pointing"].set_index("ablation")["change"]
+    assert changes["layer 2"] == 0
+    assert changes["layer 0"] != 0
+    assert (table[table["effect"] == "log-probability"]["change"] != 0).all()
+    assert list(table["heads"]) == [4] * 6

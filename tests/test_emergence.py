@@ -17,9 +17,11 @@ from probe.checkpoints import Checkpoint, find_checkpoints, lab_checkpoints
 from probe.errors import InputError, ModelError
 from probe.evaluation.examples import Example, ExamplePhrase
 from probe.evaluation.lab import read_lab, reword_scene
+from probe.lab.llava import folder
 from probe.measurements import MEASURED, measure, read_example
 from probe.runs import score_examples
 from probe.training_curves import emergence
+from probe.training_tables import TrainingTable
 from tests.tiny import picture, tiny_llava
 
 TEXT = "a man with a red ball"
@@ -83,6 +85,9 @@ def test_losses_are_the_models_own_and_scores_those_of_score_examples():
     scores = score_examples(subject, examples, metric="pointing")
     for name in ("mean_map", "minus_mean", "best_head_held_out", "other_phrase", "shuffled", "chance"):
         assert found.intervals[name].value == pytest.approx(scores.reading(name).value, nan_ok=True), name
+    row = scores.to_frame().query("metric == 'pointing' and name == 'minus_mean'").iloc[0]
+    for name in ("top1_share", "border_share", "sink_share"):
+        assert found.intervals[name].value == row[name], name
 
 
 def test_the_floor_is_zero_noise_where_the_words_do_not_change():
@@ -105,6 +110,15 @@ def test_the_labs_training_learns_to_ground_after_its_loss_has_fallen():
     assert curve.measurements[-1].grounds
     assert curve.beats_floor_from == 2500 or curve.beats_floor_from == 200
     assert curve.lag("minus_mean", "caption_loss")[1] == "after"
+
+
+def test_the_shipped_table_is_one_that_a_training_writes():
+    path = folder("lab/llava") / "training.csv"
+    rows = TrainingTable(path, list(read_lab(limit=1)) * 200).rows()
+    assert [row["step"] for row in rows] == [one.step for one in lab_checkpoints("lab/llava")]
+    first, last = rows[0], rows[-1]
+    assert last["caption_loss_high"] < first["caption_loss_low"]
+    assert last["margin_low"] > 0 > first["margin_high"]
 
 
 def test_other_wordings_keep_the_phrases():
@@ -233,6 +247,7 @@ def test_a_callback_measures_a_training_and_leaves_it_as_it_was(tmp_path):
         measure(tiny_llava(seed=3), make_examples(), replicates=10).intervals["caption_loss"].value
     )
     assert rows[-1]["caption_loss"] < rows[0]["caption_loss"]
+    assert all((row["images"], row["phrases"]) == (3, 6) for row in rows)
     assert rows[0]["caption_loss_low"] <= rows[0]["caption_loss"] <= rows[0]["caption_loss_high"]
 
 
@@ -241,6 +256,9 @@ def test_a_callback_that_can_measure_nothing_is_refused_at_once(tmp_path):
         GroundingCallback(make_examples(), every=0)
     with pytest.raises(InputError, match="every=1 and 0 examples"):
         GroundingCallback([], every=1)
+    (tmp_path / "other.csv").write_text("step,loss\n0,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"other\.csv is no table of these measurements"):
+        GroundingCallback(make_examples(), out=tmp_path / "other.csv")
     with pytest.raises(InputError, match="No metric 'pointin'"):
         GroundingCallback(make_examples(), metric="pointin")
 

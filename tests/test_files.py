@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,23 @@ def test_a_reduced_record_comes_back(tmp_path):
     again = probe.load(probe.save(record, tmp_path / "r.safetensors"))
     _same(record, again)
     assert again.history == ("minus mean", "mean over head")
+
+
+def test_what_was_taken_away_comes_back_and_older_files_say_nothing_of_it(tmp_path, monkeypatch):
+    record = make_record()
+    record = replace(record, source=replace(record.source, ablation="zero: (1, 4); uniform: (2, 0)"))
+    assert probe.load(probe.save(record, tmp_path / "new")).source == record.source
+    header = files._header
+
+    def as_before(of):
+        made = header(of)
+        del made["source"]["ablation"]
+        return made
+
+    monkeypatch.setattr(files, "_header", as_before)
+    old = probe.load(probe.save(make_record(), tmp_path / "old"))
+    _same(old, make_record())
+    assert old.source.ablation == ""
 
 
 def test_compact_keeps_small_rows_too(tmp_path):

@@ -37,6 +37,11 @@ from probe.text import find_phrase, nearby_phrases, shorten
         ("синий квадрат", "квадрат", [(6, 13)]),
         ("كرة حمراء", "حمراء", [(4, 9)]),
         ("a 🐶 dog", "🐶", [(2, 3)]),
+        # Skin tones and joiners make one sign of several, as they make one word.
+        ("👍🏽 👍", "👍", [(3, 4)]),
+        ("👩‍👩‍👧 👩", "👩", [(6, 7)]),
+        ("👩‍👩‍👧", "👩‍👩‍👧", [(0, 5)]),
+        ("می‌خواهم می", "می", [(9, 11)]),
         ("2 dogs", "2", [(0, 1)]),
         ("a 24 b", "2", []),
         # What begins inside a word must not swallow the whole phrase that begins in it.

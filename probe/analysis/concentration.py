@@ -1,7 +1,8 @@
 """How concentrated a map is, whatever the truth: entropy, Gini, one patch's share of the variance, and where the best patch lies.
 
 >>> weight = torch.as_tensor(layer.grid.weight)
->>> concentration(maps, weight)["top1_share"]                        # maps (..., row, col) -> (...)
+>>> concentration(maps, weight)["entropy"]                           # maps (..., row, col) -> (...)
+>>> peaks(maps, weight, mean_attention)["border_share"]
 
 A map that holds most of its variance in one patch, or whose best patch always lies on the border, says little about a phrase
 however well it scores. Patches count with w, the share of each that is image; those with w = 0 never count and never win. A map
@@ -21,27 +22,52 @@ from torch import Tensor
 
 from probe.errors import InputError
 
-__all__ = ["argmax_share", "border_cells", "concentration", "entropy", "gini", "sink_cells", "top1_share"]
+__all__ = [
+    "PEAKS",
+    "argmax_share",
+    "border_cells",
+    "concentration",
+    "entropy",
+    "gini",
+    "peaks",
+    "sink_cells",
+    "top1_share",
+]
 
-#: A patch is a sink if every word looks at it this many times as much as at the median patch.
+#: What stands beside every score, by its name in tables.
+PEAKS = {
+    "top1_share": "share of a map's variance in one patch",
+    "border_share": "share of maps whose best patch lies on the border",
+    "sink_share": "share of maps whose best patch is a sink, which every word of the answer looks at",
+}
+
+#: A patch is a sink if the average word looks at it this many times as much as at the median patch.
 SINK_TIMES = 10.0
 
 
-def concentration(maps: Tensor, weight: Tensor, *, sinks: Tensor | None = None) -> dict[str, Tensor]:
-    """Name -> (...) float64 diagnostics of (..., row, col) maps: entropy, gini, top1_share, border_share and, if given, sink_share.
+def concentration(maps: Tensor, weight: Tensor, mean_attention: Tensor | None = None) -> dict[str, Tensor]:
+    """Name -> (...) float64 diagnostics of (..., row, col) maps: entropy, gini, and those of ``peaks``."""
+    return {"entropy": entropy(maps, weight), "gini": gini(maps, weight)} | peaks(maps, weight, mean_attention)
+
+
+def peaks(maps: Tensor, weight: Tensor, mean_attention: Tensor | None) -> dict[str, Tensor]:
+    """Each of ``PEAKS`` -> (...) float64 for (..., row, col) maps: whether they peak in one patch, and where.
 
     Parameters
     ----------
     weight : (row, col) share of each patch that is image.
-    sinks : (row, col) bool, see ``sink_cells``.
+    mean_attention : (..., row, col) attention of the average word of the answer, from which ``sink_cells`` are read; it broadcasts
+        with the maps. None where there is none, which makes ``sink_share`` NaN.
     """
-    found = {
-        "entropy": entropy(maps, weight),
-        "gini": gini(maps, weight),
+    border = border_cells(weight)
+    sinks = border if mean_attention is None else sink_cells(mean_attention, weight)
+    cells = torch.stack(torch.broadcast_tensors(border.to(sinks.device), sinks), dim=-1)
+    on_border, in_sinks = _argmax_shares(maps, weight, cells).unbind(-1)
+    return {
         "top1_share": top1_share(maps, weight),
-        "border_share": argmax_share(maps, weight, border_cells(weight)),
+        "border_share": on_border,
+        "sink_share": torch.full_like(in_sinks, nan) if mean_attention is None else in_sinks,
     }
-    return found if sinks is None else found | {"sink_share": argmax_share(maps, weight, sinks)}
 
 
 def entropy(maps: Tensor, weight: Tensor) -> Tensor:
@@ -76,10 +102,16 @@ def top1_share(maps: Tensor, weight: Tensor) -> Tensor:
 
     max of w (A - mean)^2 / sum of w (A - mean)^2, with the mean weighted by w. No scale and no offset changes it.
     """
-    values, area, known = _checked(maps, weight)
-    mean = (values * area).sum(-1, keepdim=True) / area.sum()
-    variance = area * (values - mean) ** 2
-    return torch.where(known & _varies(values, area), variance.amax(-1) / variance.sum(-1), nan)
+    values, area = _seen(maps, weight)
+    if not len(area):
+        return torch.full(maps.shape[:-2], nan, dtype=torch.float64)
+    # Off the first patch and by its range, a map keeps all its digits in single precision; a constant one becomes 0 / 0.
+    width = values.amax(-1, keepdim=True) - values.amin(-1, keepdim=True)
+    values = (values - values[..., :1]).div_(width)
+    area = area.to(values)
+    squares = values.sub_((values @ area)[..., None] / area.sum()).square_()
+    largest = squares.amax(-1) if bool((area == 1).all()) else (squares * area).amax(-1)
+    return (largest / (squares @ area)).double()
 
 
 def argmax_share(maps: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
@@ -91,13 +123,24 @@ def argmax_share(maps: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
     ----------
     cells : (row, col) bool, such as ``border_cells(weight)`` or ``sink_cells(...)``.
     """
-    values, area, known = _checked(maps, weight)
     if cells.shape != weight.shape:
         raise InputError(f"cells have (row, col) {tuple(cells.shape)} but the weight has {tuple(weight.shape)}.")
-    seen = values.masked_fill(area <= 0, -torch.inf)
-    best = (seen == seen.amax(-1, keepdim=True)).double()
-    there = (best * cells.flatten().to(best)).sum(-1) / best.sum(-1)
-    return torch.where(known & _varies(values, area), there, nan)
+    return _argmax_shares(maps, weight, cells[..., None])[..., 0]
+
+
+def _argmax_shares(maps: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
+    """(..., kind) float64 ``argmax_share`` of several (..., row, col, kind) bool cells at once."""
+    values, area = _seen(maps, weight)
+    if not len(area):
+        return torch.full((*maps.shape[:-2], cells.shape[-1]), nan, dtype=torch.float64)
+    low, high = values.amin(-1), values.amax(-1)
+    best = torch.empty_like(values)
+    torch.eq(values, high[..., None], out=best)
+    columns = torch.cat([torch.ones_like(cells[..., :1]), cells], dim=-1).flatten(-3, -2).to(best)
+    columns = columns if len(area) == weight.numel() else columns[..., (weight > 0).flatten().to(best.device), :]
+    found = torch.einsum("...p,...pk->...k", best, columns).double()
+    told = (low < high) & low.isfinite() & high.isfinite()
+    return torch.where(told[..., None], found[..., 1:] / found[..., :1], nan)
 
 
 def border_cells(weight: Tensor) -> Tensor:
@@ -108,32 +151,45 @@ def border_cells(weight: Tensor) -> Tensor:
 
 
 def sink_cells(mean_map: Tensor, weight: Tensor, *, times: float = SINK_TIMES) -> Tensor:
-    """(row, col) bool: patches that the average word of the answer looks at more than ``times`` as much as at the median patch.
+    """(..., row, col) bool: patches that the average word looks at more than ``times`` as much as at the median patch.
 
     Read from the record alone. The definition by hidden-state dimensions (Kang et al., ICLR 2025) needs the model.
 
     Parameters
     ----------
-    mean_map : (row, col) attention, mean over all words of the answer: a layer's ``token_mean``, averaged over its heads.
+    mean_map : (..., row, col) attention, mean over all words of the answer: a layer's ``token_mean``, averaged over its heads.
     """
-    values, area, known = _checked(mean_map, weight)
-    if not bool(known):
-        return torch.zeros_like(weight, dtype=torch.bool)
-    middle = values[area > 0].median()
-    return (mean_map > times * middle) & (weight > 0)
+    values, area = _seen(mean_map, weight)
+    if not len(area):
+        return torch.zeros_like(mean_map, dtype=torch.bool)
+    middle = values.median(-1).values[..., None, None]
+    return (mean_map > times * middle) & (weight > 0).to(mean_map.device)
 
 
 def _flat(weight: Tensor) -> Tensor:
     return weight.double().flatten()
 
 
-def _checked(maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(..., patch) values with 0 where nothing is seen, (patch,) weights, and (...) bool: there is something finite to read."""
+def _seen(maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., patch) values of the patches that show the image, and their (patch,) weights."""
+    _require_grid(maps, weight)
+    area, values = _flat(weight).to(maps.device), maps.flatten(-2)
+    values = values if values.is_floating_point() and values.element_size() >= 4 else values.float()
+    seen = area > 0
+    return (values, area) if bool(seen.all()) else (values[..., seen], area[seen])
+
+
+def _require_grid(maps: Tensor, weight: Tensor) -> None:
     if maps.shape[-2:] != weight.shape:
         raise InputError(
             f"The maps have (row, col) {tuple(maps.shape[-2:])} but the weight has {tuple(weight.shape)}; give the weight of "
             "the maps' own grid."
         )
+
+
+def _checked(maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., patch) values with 0 where nothing is seen, (patch,) weights, and (...) bool: there is something finite to read."""
+    _require_grid(maps, weight)
     area = _flat(weight).to(maps.device)
     values = maps.double().flatten(-2)
     known = (values.isfinite() | (area <= 0)).all(-1) & (area > 0).any()
@@ -145,9 +201,3 @@ def _amounts(maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     values, area, known = _checked(maps, weight)
     amount = values.clamp(min=0) * area
     return amount, known & (amount.sum(-1) > 0)
-
-
-def _varies(values: Tensor, area: Tensor) -> Tensor:
-    seen = area > 0
-    high = values.masked_fill(~seen, -torch.inf).amax(-1)
-    return high > values.masked_fill(~seen, torch.inf).amin(-1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from probe.analysis.concentration import PEAKS
 from probe.analysis.metrics import find_metric
 from probe.analysis.scorer import Combine, ImageScorer, Reading, ScoreSettings
 from probe.analysis.stats import Interval, Intervals, PoissonBootstrap
@@ -66,7 +67,7 @@ def score_heads(
     which the others are area-averaged. With several timesteps there is a row for each, and for each head at each; the other rows
     are of their mean. Class-token rows, one map for all phrases, have no mean to subtract: layers and controls then use the maps as
     recorded. Values are means over phrases; a phrase that a map cannot be scored on is left out of that row, and ``left_out``
-    counts it.
+    counts it. Beside every score of a map stands where that map peaks: see ``probe.analysis.concentration.PEAKS``.
 
     Raises
     ------
@@ -91,12 +92,16 @@ def score_heads(
             if structure is None:
                 structure = found
                 cells = structure.cells(names)
-                halves = [PoissonBootstrap(len(cells), replicates=replicates, seed=seed) for _ in range(2)]
+                scored = sum(one.metric not in PEAKS for one in cells)  # they come first
+                # Nothing is chosen by where maps peak, so that needs no halves.
+                sizes = (scored, scored, len(cells) - scored)
+                *halves, peaked = (PoissonBootstrap(one, replicates=replicates, seed=seed) for one in sizes)
             found.require_like(structure)
             sums, counts, count = scorer.score(record, of_image)
         except InputError as error:
             raise InputError(f"Image {index}: {error}") from None
-        halves[index % 2].add(index, sums, counts)
+        halves[index % 2].add(index, sums[:scored], counts[:scored])
+        peaked.add(index, sums[scored:], counts[scored:])
         phrases, images = phrases + count, index + 1
     if structure is None:
         raise InputError("There is no image to score: records and masks are empty.")
@@ -110,9 +115,11 @@ def score_heads(
         heads=structure.heads,
         timesteps=structure.timesteps,
         left_out=scorer.left_out,
-        cells=cells,
+        cells=cells[:scored],
         everything=both.intervals(confidence=confidence),
         halves=(halves[0].intervals(confidence=confidence), halves[1].intervals(confidence=confidence)),
+        peak_cells=cells[scored:],
+        peaks=peaked.intervals(confidence=confidence),
     )
 
 
@@ -148,6 +155,7 @@ class HeadScores:
     cells : what each position of the intervals belongs to.
     everything : scores over all images.
     halves : scores over the images of even and of odd index, for choosing on one half and reporting on the other.
+    peak_cells, peaks : where the scored maps peak, over all images; read it with ``peak`` or from the table.
     """
 
     settings: ScoreSettings
@@ -161,6 +169,8 @@ class HeadScores:
     cells: tuple[Cell, ...]
     everything: Intervals
     halves: tuple[Intervals, Intervals]
+    peak_cells: tuple[Cell, ...]
+    peaks: Intervals
 
     @property
     def reading_name(self) -> str:
@@ -204,17 +214,23 @@ class HeadScores:
             raise InputError(f"No row {name!r} for {metric!r}; there are {', '.join(rows)}.{did_you_mean(name, rows)}")
         return rows[name]
 
+    def peak(self, cell: Cell, name: str) -> Interval | None:
+        """One of ``PEAKS`` for the map that a cell's score is of, over all images; None for what has no one map, as controls."""
+        place = self._peak_places.get((name, *_map_of(cell)))
+        return None if place is None else self.peaks[place]
+
     def to_frame(self) -> pd.DataFrame:
         """One row for each reading, held-out choice, control, layer, head and timestep under each metric.
 
         Columns: metric, kind ("reading", "held-out", "difference", "control", "layer" or "head"; with several timesteps also
-        "timestep" and "head at timestep"), name, layer, timestep, head, value, low, high, images, phrases. ``layer`` is a
-        position in ``layers``, ``timestep`` and ``head`` the model's own numbers; they are missing where they mean nothing,
-        except that held-out rows tell which was chosen.
+        "timestep" and "head at timestep"), name, layer, timestep, head, value, low, high, images, phrases; then each of ``PEAKS``
+        for the map that was scored, with _low and _high, missing where a row has no one map. ``layer`` is a position in
+        ``layers``, ``timestep`` and ``head`` the model's own numbers; they are missing where they mean nothing, except that
+        held-out rows tell which was chosen.
         """
         kinds = ("layer", "head", "timestep", "head at timestep")
         several = [(cell, self.everything[i]) for i, cell in enumerate(self.cells) if cell.kind in kinds]
-        frame = _frame([*self._summary, *several])
+        frame = self._frame([*self._summary, *several])
         # Kept in parquet files, so that a table still says what it is of.
         frame.attrs.update(quantity=self.quantity, reading=self.reading_name)
         return frame
@@ -237,7 +253,7 @@ class HeadScores:
         metric = self._metric(metric)
         ranked_on, shown = (self.everything, self.everything) if split == "all" else self.halves
         best = self._ranking(metric, "head", ranked_on)[: max(n, 0)]
-        frame = _frame([(self.cells[i], shown[i]) for i in best])
+        frame = self._frame([(self.cells[i], shown[i]) for i in best])
         if split == "held-out":
             frame.insert(COLUMNS.index("value"), "chosen_by", ranked_on.value[best])
         return frame
@@ -291,10 +307,23 @@ class HeadScores:
         lines += [f"  left out: {count} - {reason}" for reason, count in self.left_out.items()]
         return "\n".join(lines)
 
+    @cached_property
+    def _peak_places(self) -> dict[tuple[Any, ...], int]:
+        return {(cell.metric, *_map_of(cell)): i for i, cell in enumerate(self.peak_cells)}
 
-def _frame(rows: Sequence[tuple[Cell, Interval]]) -> pd.DataFrame:
-    import pandas as pd
+    def _frame(self, rows: Sequence[tuple[Cell, Interval]]) -> pd.DataFrame:
+        import pandas as pd
 
-    columns = {key: [getattr(cell if hasattr(cell, key) else one, key) for cell, one in rows] for key in COLUMNS}
-    # Int64 is the integer that may be missing: a reading has no layer, and 3.0 is not a layer's number.
-    return pd.DataFrame(columns).astype({"layer": "Int64", "timestep": "Int64", "head": "Int64"})
+        columns = {key: [getattr(cell if hasattr(cell, key) else one, key) for cell, one in rows] for key in COLUMNS}
+        for name in PEAKS:
+            found = [self.peak(cell, name) for cell, _ in rows]
+            for key, end in (("value", ""), ("low", "_low"), ("high", "_high")):
+                columns[f"{name}{end}"] = [nan if one is None else getattr(one, key) for one in found]
+        # Int64 is the integer that may be missing: a reading has no layer, and 3.0 is not a layer's number.
+        return pd.DataFrame(columns).astype({"layer": "Int64", "timestep": "Int64", "head": "Int64"})
+
+
+def _map_of(cell: Cell) -> tuple[str | None, int | None, int | None, int | None]:
+    """The map that a cell's number is of: a layer, head or timestep by number, anything else by name."""
+    numbered = cell.layer is not None or cell.timestep is not None
+    return (None if numbered else cell.name), cell.layer, cell.head, cell.timestep

@@ -12,11 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probe.analysis import controls
-from probe.analysis.concentration import argmax_share, border_cells, top1_share
+from probe.analysis.concentration import PEAKS, peaks
 from probe.analysis.grids import common_grid, onto_grid, patches_share
 from probe.analysis.heads import in_step
 from probe.analysis.metrics import Metric, find_metric
-from probe.analysis.scorer import Reading, ScoreSettings, is_one_map, mean_maps, phrase_maps, require_readable
+from probe.analysis.scorer import (
+    Reading,
+    ScoreSettings,
+    is_one_map,
+    mean_maps,
+    mean_word_map,
+    phrase_maps,
+    require_readable,
+    word_maps,
+)
 from probe.analysis.stats import Interval, PoissonBootstrap
 from probe.analysis.structure import Structure
 from probe.analysis.targets import Masks, Target, Targets, read_masks
@@ -34,7 +43,7 @@ Over = Literal["layer", "token", "timestep"]
 AROUND, WITHIN = 3, 6
 
 #: What is measured at every position, in the order of the bootstrap's cells.
-QUANTITIES = ("score", "floor", "margin", "top1_share", "border_share")
+QUANTITIES = ("score", "floor", "margin", *PEAKS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Position:
     score : of the map against the phrase's mask.
     floor : of the same map against the masks of the image's other phrases: what looking at any object gives.
     margin : score - floor, phrase by phrase.
-    top1_share, border_share : see ``probe.analysis.concentration``.
+    top1_share, border_share, sink_share : where the map peaks, see ``probe.analysis.concentration.PEAKS``.
     chance : the score of a uniform map.
     """
 
@@ -63,6 +72,7 @@ class Position:
     margin: Interval
     top1_share: Interval
     border_share: Interval
+    sink_share: Interval
     chance: float
 
     @property
@@ -185,8 +195,8 @@ def profile(
     each = [[intervals[i * width + j] for j in range(width)] for i in range(len(places))]
     chance = intervals[len(places) * width]
     positions = [
-        Position(*place, score, floor, margin, top, border, chance=chance.value)
-        for place, (score, floor, margin, top, border) in zip(places, each, strict=True)
+        Position(*place, score, floor, margin, top, border, sink, chance=chance.value)
+        for place, (score, floor, margin, top, border, sink) in zip(places, each, strict=True)
         if score.phrases
     ]
     return Profile(over, metric, reading, images, phrases, chance, tuple(positions), left_out)
@@ -251,14 +261,16 @@ def _over_layers(
 ) -> Tensor:
     """(position, quantity, phrase), one layer at a time: a layer's heads are never held beside another's."""
     alone, so_far, total = [], [], torch.zeros((), dtype=torch.float32)
-    wanted, mass = common_grid(record.layers), patches_share(record)
+    wanted, mass, words = common_grid(record.layers), patches_share(record), word_maps(record)
     for number, layer in enumerate(record.layers, start=1):
         maps = phrase_maps(layer, tokens, "mean").mean(0)
         if reading == "minus mean":
             maps = maps - layer.token_mean.mean((0, 1))
         total = onto_grid(maps, layer.grid, wanted, mass=mass) + total.to(maps.device)
-        alone.append(_quantities(maps[:, None], targets.on(layer.grid), metric))
-        so_far.append(_quantities((total / number)[:, None], targets.on(wanted), metric))
+        here = None if words is None else words[number - 1]
+        alone.append(_quantities(maps[:, None], targets.on(layer.grid), metric, here))
+        until = mean_word_map(record, number)
+        so_far.append(_quantities((total / number)[:, None], targets.on(wanted), metric, until))
     return torch.stack([*alone, *so_far])
 
 
@@ -267,8 +279,10 @@ def _over_timesteps(
 ) -> Tensor:
     """(position, quantity, phrase), one timestep at a time."""
     target = targets.on(common_grid(record.layers))
-    each = [mean_maps(record.select(timesteps=[i]), tokens, reading) for i in range(len(record.layers[0].timesteps))]
-    return torch.stack([_quantities(maps[:, None], target, metric) for maps in each])
+    each = [record.select(timesteps=[i]) for i in range(len(record.layers[0].timesteps))]
+    return torch.stack(
+        [_quantities(mean_maps(one, tokens, reading)[:, None], target, metric, mean_word_map(one)) for one in each]
+    )
 
 
 def _over_tokens(
@@ -277,12 +291,13 @@ def _over_tokens(
     """(position, quantity, phrase), NaN where a phrase has no such token."""
     every = [(i,) for i in range(len(record.tokens))]
     maps, target = mean_maps(record, every, reading), targets.on(common_grid(record.layers))  # (token, row, col)
+    words = mean_word_map(record)
     taken = {place for one in tokens for place in one}
     columns = []
     for number, phrase in enumerate(tokens):
         chosen = _places_around(phrase, taken, len(record.tokens))
         known = [i for i in chosen if i is not None]
-        found = _quantities(maps[known][:, None], target, metric, own=number)  # (quantity, known)
+        found = _quantities(maps[known][:, None], target, metric, words, own=number)  # (quantity, known)
         column = found.new_full((len(chosen), len(QUANTITIES)), torch.nan)
         column[[i for i, one in enumerate(chosen) if one is not None]] = found.T
         columns.append(column)
@@ -298,14 +313,17 @@ def _places_around(phrase: tuple[int, ...], taken: set[int], count: int) -> list
     return [*outside[:AROUND], *within, phrase[-1], *outside[AROUND:]]
 
 
-def _quantities(maps: Tensor, target: Target, metric: Metric, *, own: int | None = None) -> Tensor:
-    """(quantity, map) of (map, 1, row, col) maps; map i belongs to phrase i, or all belong to phrase ``own``."""
+def _quantities(
+    maps: Tensor, target: Target, metric: Metric, words: Tensor | None, *, own: int | None = None
+) -> Tensor:
+    """(quantity, map) of (map, 1, row, col) maps; map i belongs to phrase i, or all belong to phrase ``own``.
+
+    ``words`` is the (row, col) attention of the answer's average word.
+    """
     scores = metric(maps, target)  # (map, mask)
     belongs = torch.arange(len(maps)) if own is None else torch.full((len(maps),), own)
     score = scores[torch.arange(len(maps)), belongs]
     content = [mask.tobytes() for mask in target.masks]
     same = torch.tensor([[one == two for two in content] for one in content], device=scores.device)
     floor = scores.masked_fill(same[belongs], torch.nan).nanmean(-1)
-    border = border_cells(target.weight)
-    top, edge = top1_share(maps[:, 0], target.weight), argmax_share(maps[:, 0], target.weight, border)
-    return torch.stack([score, floor, score - floor, top, edge])
+    return torch.stack([score, floor, score - floor, *peaks(maps[:, 0], target.weight, words).values()])

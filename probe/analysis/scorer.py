@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probe.analysis import controls
+from probe.analysis.concentration import PEAKS, peaks
 from probe.analysis.grids import common_grid, onto_grid, patches_share, same_grid
 from probe.analysis.metrics import METRICS, REASONS, degenerate_reason, score
 from probe.analysis.structure import Structure
@@ -27,7 +28,9 @@ __all__ = [
     "is_one_map",
     "is_single_row",
     "mean_maps",
+    "mean_word_map",
     "require_readable",
+    "word_maps",
 ]
 
 Reading = Literal["attention", "minus mean"]
@@ -66,7 +69,10 @@ class ScoreSettings:
 
 
 class ImageScorer:
-    """Scores one image after the other; keeps nothing of them but the last masks (for ``shuffled``) and what was left out."""
+    """Scores one image after the other, and tells where its maps peak.
+
+    Keeps nothing of them but the last masks (for ``shuffled``) and what was left out.
+    """
 
     def __init__(self, settings: ScoreSettings) -> None:
         self.settings = settings
@@ -90,7 +96,8 @@ class ImageScorer:
         # What layers, timesteps and controls are read from.
         read_map = mean_map if single else minus_mean
         self._note(mean_map if alone else minus_mean, target)
-        readings = score(self._reading_metrics, torch.stack([mean_map, minus_mean]), target)
+        both = torch.stack([mean_map, minus_mean])
+        readings = score(self._reading_metrics, both, target) | peaks(both, target.weight, mean_word_map(record))
         over_time = self._over_time(record, tokens, targets, alone=alone)
         parts = []
         for name in self.settings.metrics:
@@ -98,6 +105,7 @@ class ImageScorer:
             parts += [readings[name], beside, layers[name], heads[name], *over_time[name]]
         parts += [readings[name] for name in self._reading_metrics if name not in self.settings.metrics]
         parts += [(readings[name][1] - readings[name][0])[None] for name in self.settings.metrics]
+        parts += [part for name in PEAKS for part in (readings[name], layers[name], heads[name], *over_time[name])]
         scores = torch.cat(parts)  # (cell, phrase)
         known = ~scores.isnan()
         self._previous = read
@@ -111,11 +119,11 @@ class ImageScorer:
     def _maps(
         self, record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, *, alone: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
-        """Metric -> (head of any layer, phrase) and (layer, phrase) scores, each on its layer's own grid; and the
-        (phrase, row, col) means over heads and layers on the finest grid, raw and minus mean."""
-        names, single = self.settings.metrics, is_single_row(record)
+        """Metric, and each of ``PEAKS``, -> (head of any layer, phrase) and (layer, phrase) scores, each on its layer's own grid;
+        and the (phrase, row, col) means over heads and layers on the finest grid, raw and minus mean."""
+        names, single, words = self.settings.metrics, is_single_row(record), word_maps(record)
         wanted, mass = common_grid(record.layers), patches_share(record)
-        heads, layers, means = [], [], []
+        heads, layers, means, done = [], [], [], 0
         for chunk in _chunks(record.layers, len(tokens)):
             each = [phrase_maps(one, tokens, self.settings.combine) for one in chunk]
             maps = torch.cat(each)
@@ -123,29 +131,40 @@ class ImageScorer:
             if alone:  # zero but for rounding, and rounding must not be scored
                 minus = torch.zeros_like(maps)
             target, counts = targets.on(chunk[0].grid), [len(one) for one in each]
-            heads.append(score(names, minus if self.settings.reading == "minus mean" else maps, target))
+            looked = None if words is None else torch.stack(words[done : done + len(chunk)])[:, None]
+            read = minus if self.settings.reading == "minus mean" else maps
+            heads.append(score(names, read, target) | peaks(read, target.weight, _for_heads(looked, counts)))
             pair = [_mean_heads(one, counts) for one in (maps, minus)]  # (layer, phrase, row, col)
-            layers.append(score(names, pair[0] if single else pair[1], target))
+            read = pair[0] if single else pair[1]
+            layers.append(score(names, read, target) | peaks(read, target.weight, looked))
+            done += len(chunk)
             means.append(torch.stack([onto_grid(one, chunk[0].grid, wanted, mass=mass) for one in pair]))
         mean_map, minus_mean = torch.cat(means, dim=1).mean(1)
-        joined = [{name: torch.cat([one[name] for one in scored]) for name in names} for scored in (heads, layers)]
+        every = (*names, *PEAKS)
+        joined = [{name: torch.cat([one[name] for one in scored]) for name in every} for scored in (heads, layers)]
         return joined[0], joined[1], mean_map, minus_mean
 
     def _over_time(
         self, record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, *, alone: bool
     ) -> dict[str, list[Tensor]]:
-        """Metric -> (timestep, phrase) scores of the mean map and (timestep and head, phrase) scores; nothing for one timestep."""
-        names, steps = self.settings.metrics, len(record.layers[0].timesteps)
+        """The same names -> (timestep, phrase) scores of the mean map and (timestep and head, phrase) scores; nothing for one
+        timestep."""
+        steps, every = len(record.layers[0].timesteps), (*self.settings.metrics, *PEAKS)
         if steps == 1:
-            return {name: [] for name in names}
+            return {name: [] for name in every}
         single = is_single_row(record)
+        target = targets.on(common_grid(record.layers))
         means, heads = [], []
         for step in range(steps):
-            found, _, mean_map, minus_mean = self._maps(record.select(timesteps=[step]), tokens, targets, alone=alone)
+            part = record.select(timesteps=[step])
+            found, _, mean_map, minus_mean = self._maps(part, tokens, targets, alone=alone)
             heads.append(found)
-            means.append(mean_map if single else minus_mean)
-        scored = score(names, torch.stack(means), targets.on(common_grid(record.layers)))
-        return {name: [scored[name], torch.cat([one[name] for one in heads])] for name in names}
+            read = mean_map if single else minus_mean
+            scores = score(self.settings.metrics, read, target) | peaks(read, target.weight, mean_word_map(part))
+            means.append(scores)
+        return {
+            name: [torch.stack([one[name] for one in means]), torch.cat([one[name] for one in heads])] for name in every
+        }
 
     def _controls(self, name: str, maps: Tensor, target: Target) -> Tensor:
         """(control, phrase) scores, in the order of ``controls.CONTROLS``."""
@@ -196,6 +215,29 @@ def require_readable(record: AttentionRecord, reading: Reading) -> None:
         )
 
 
+def word_maps(record: AttentionRecord) -> list[Tensor] | None:
+    """For each layer, on its own grid, the (row, col) attention of the answer's average word, mean over timesteps and heads: what
+    tells sinks.
+
+    None where nothing tells them: values that are no attention, or an answer of one word, whose object would be a sink.
+    """
+    if record.quantity != "attention" or is_one_map(record):
+        return None
+    device = record.layers[0].values.device
+    return [one.token_mean.mean((0, 1)).to(device) for one in record.layers]
+
+
+def mean_word_map(record: AttentionRecord, count: int | None = None) -> Tensor | None:
+    """(row, col) mean of the first ``count`` layers' ``word_maps`` (by default all) on the finest grid of all; None where there are
+    none."""
+    words = word_maps(record)
+    if words is None:
+        return None
+    wanted, mass = common_grid(record.layers), patches_share(record)
+    pairs = list(zip(words, record.layers, strict=True))[:count]
+    return torch.stack([onto_grid(one, layer.grid, wanted, mass=mass) for one, layer in pairs]).mean(0)
+
+
 def phrase_maps(layer: LayerAttention, tokens: Sequence[tuple[int, ...]], combine: Combine) -> Tensor:
     """(head, phrase, row, col) maps: each phrase's tokens combined, after the mean over timesteps.
 
@@ -237,6 +279,11 @@ def _mean_heads(maps: Tensor, counts: Sequence[int]) -> Tensor:
     if len(set(counts)) == 1:
         return maps.unflatten(0, (len(counts), -1)).mean(1)
     return torch.stack([one.mean(0) for one in maps.split(list(counts))])
+
+
+def _for_heads(words: Tensor | None, counts: Sequence[int]) -> Tensor | None:
+    """(head of any layer, 1, row, col): each layer's map once for each of its heads."""
+    return None if words is None else words.repeat_interleave(torch.tensor(counts, device=words.device), 0)
 
 
 def _chunks(layers: Sequence[LayerAttention], phrases: int) -> Iterator[list[LayerAttention]]:

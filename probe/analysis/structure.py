@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from probe.analysis import controls
+from probe.analysis.concentration import PEAKS
 from probe.attention import AttentionRecord
 from probe.errors import InputError
 
@@ -100,20 +101,25 @@ class Structure:
         """Every number that one image gives, in the order of ``ImageScorer.score``."""
         cells = []
         for metric in metrics:
-            cells += [Cell(metric, "reading", name) for name in READINGS]
-            cells += [Cell(metric, "control", name) for name in controls.CONTROLS]
-            cells += [Cell(metric, "layer", name, layer) for layer, name in enumerate(self.layers)]
-            cells += [
-                Cell(metric, "head", self.layers[layer], layer, head)
-                for layer, heads in enumerate(self.heads)
-                for head in heads
-            ]
-            cells += self._cells_over_time(metric)
+            readings, several = self._map_cells(metric)
+            cells += [*readings, *(Cell(metric, "control", name) for name in controls.CONTROLS), *several]
         if "pointing" in metrics and "pointing_bicubic" not in metrics:
             cells += [Cell("pointing_bicubic", "reading", name) for name in READINGS]
         # Both maps are scored on the same phrases, so their difference is paired: its interval is not that of two intervals.
         cells += [Cell(metric, "difference", DIFFERENCE) for metric in metrics]
+        for name in PEAKS:
+            cells += [one for part in self._map_cells(name) for one in part]
         return tuple(cells)
+
+    def _map_cells(self, metric: str) -> tuple[list[Cell], list[Cell]]:
+        """The readings, and all layers, heads and timesteps."""
+        layers = [Cell(metric, "layer", name, layer) for layer, name in enumerate(self.layers)]
+        heads = [
+            Cell(metric, "head", self.layers[layer], layer, head)
+            for layer, heads in enumerate(self.heads)
+            for head in heads
+        ]
+        return [Cell(metric, "reading", name) for name in READINGS], [*layers, *heads, *self._cells_over_time(metric)]
 
     def _cells_over_time(self, metric: str) -> list[Cell]:
         """The mean map and every head at each timestep, where there are several."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import operator
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,13 +20,16 @@ from probe.capture.taps import AttentionCall, edit_registry, watch_registry
 from probe.capture.weights import uniform_rows
 from probe.errors import CaptureError, InputError
 from probe.models import Subject
+from probe.text import shorten
 
-__all__ = ["HeadMeans", "ablate", "mean_outputs"]
+__all__ = ["HeadMeans", "ablate", "check_heads", "mean_outputs"]
 
-Heads = Sequence[tuple[int, int]]
+Heads = Iterable[tuple[int, int]]
 
 # At most this many rows of a uniform head are made at a time, so that no (token x token) map is ever held.
 _ROWS_AT_ONCE = 256
+
+_MAKE_IT = "make it with mean_outputs() and this very model"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +41,13 @@ class HeadMeans:
     name : what the set is, for the record of what was done.
     rows : number of query rows that were averaged.
     outputs : (head, channel) float32 mean output for each layer number.
+    weights : fingerprint of the model that gave them, so that those of another are refused; empty where that is not known.
     """
 
     name: str
     rows: int
     outputs: dict[int, Tensor]
+    weights: str = ""
 
 
 def mean_outputs(subject: Subject, conversations: Iterable[tuple[Any, str, str]], *, name: str) -> HeadMeans:
@@ -54,10 +61,14 @@ def mean_outputs(subject: Subject, conversations: Iterable[tuple[Any, str, str]]
     Raises
     ------
     InputError
-        If there is none.
+        If there is none, or one is not (image, prompt, answer).
+    CaptureError
+        If the model is compiled, or a layer ran unseen.
     """
     from probe.images import read_image
 
+    _require_subject(subject, "mean_outputs")
+    require_uncompiled(subject.model)
     found = attention_modules(subject.model, subject.family)
     number = {module: layer for layer, (_, module) in enumerate(found)}
     sums: dict[int, Tensor] = {}
@@ -69,13 +80,25 @@ def mean_outputs(subject: Subject, conversations: Iterable[tuple[Any, str, str]]
         sums[layer] = sums[layer] + total if layer in sums else total
 
     with watch_registry(number, add), torch.inference_mode():
-        for image, prompt, answer in conversations:
+        for conversation in conversations:
+            if not isinstance(conversation, (tuple, list)) or len(conversation) != 3:
+                raise InputError(
+                    f"mean_outputs() needs (image, prompt, answer) of each conversation, found a {type(conversation).__name__}: "
+                    f"{shorten(repr(conversation), 70)}."
+                )
+            image, prompt, answer = conversation
             inputs, _ = inputs_with_answer(subject, read_image(image), prompt, answer)
             subject.model(**inputs, use_cache=False)
             rows += inputs["input_ids"].shape[1]
-    if not sums:
+    if not rows:
         raise InputError("The reference set of mean_outputs() is empty; give at least one (image, prompt, answer).")
-    return HeadMeans(name, rows, {layer: (total / rows).float() for layer, total in sums.items()})
+    if len(sums) != len(found):
+        raise CaptureError(
+            f"Only {len(sums)} of {len(found)} layers were seen: the attention of the others does not go through transformers' "
+            "attention functions, so it has no means."
+        )
+    means = {layer: (total / rows).float() for layer, total in sums.items()}
+    return HeadMeans(name, rows, means, _fingerprint(subject.model))
 
 
 @contextmanager
@@ -92,7 +115,7 @@ def ablate(
     ...     run = probe.run(subject, "photo.jpg", "Describe the image.")
 
     The head's own output is replaced before the output projection, exactly as if its slice were edited there. A record that is made
-    inside still shows what the kernel computed; what comes after the head changes.
+    inside still shows what the kernel computed; what comes after the head changes. ``record.source.ablation`` says what was taken.
 
     Parameters
     ----------
@@ -104,20 +127,17 @@ def ablate(
     Raises
     ------
     InputError
-        If a head does not exist or is named twice, or ``reference`` does not go with ``how``.
+        If a head does not exist or is named twice, ``reference`` does not go with ``how``, or it was made with another model.
     CaptureError
         If the model is compiled; or, when the context ends, if the model did not run inside, or a layer ran without being edited.
     """
-    model = subject.model
-    require_uncompiled(model)
-    found = attention_modules(model, subject.family)
-    chosen = _by_layer(heads, len(found), model.config.get_text_config().num_attention_heads)
-    if how not in ("zero", "mean", "uniform"):
-        raise InputError(f"how must be 'zero', 'mean' or 'uniform', found {how!r}.")
-    if (how == "mean") != (reference is not None):
-        raise InputError(
-            f"how={how!r} {'needs' if how == 'mean' else 'takes no'} reference: the HeadMeans of mean_outputs()."
-        )
+    pairs = check_heads(subject, heads)
+    chosen: dict[int, list[int]] = defaultdict(list)
+    for layer, head in pairs:
+        chosen[layer].append(head)
+    _require_reference(subject, how, reference, chosen)
+    require_uncompiled(subject.model)
+    found = attention_modules(subject.model, subject.family)
     layers = {found[layer][1]: layer for layer in chosen}
     ran, edited = dict.fromkeys(layers, 0), dict.fromkeys(layers, 0)
 
@@ -128,7 +148,9 @@ def ablate(
         edited[module] += 1
         return _without(module, call, chosen[layers[module]], how=how, reference=reference, layer=layers[module])
 
-    with edit_registry(layers, edit), watch_forward(layers, after=count):
+    done = how if reference is None else f"{how} over {reference.name}"
+    name = f"{done}: {', '.join(map(str, pairs))}"
+    with edit_registry(layers, edit, name=name), watch_forward(layers, after=count):
         yield
     # Not reached where the body raised: its own error is the one to see.
     wrong = [f"layer {layers[module]} ran {ran[module]} times and was edited {edited[module]} times" for module in layers
@@ -140,30 +162,92 @@ def ablate(
         )
 
 
-def _by_layer(heads: Heads, layers: int, count: int) -> dict[int, tuple[int, ...]]:
-    """The heads of each layer, after a look at every one of them."""
-    chosen: dict[int, list[int]] = defaultdict(list)
-    try:
-        pairs = [(int(layer), int(head)) for layer, head in heads]
-    except (TypeError, ValueError):
-        raise InputError(f"heads={heads!r} is not a list of (layer, head) numbers, such as [(2, 1), (3, 0)].") from None
-    if not pairs:
-        raise InputError("heads is empty; name at least one (layer, head).")
-    for layer, head in pairs:
+def check_heads(subject: Subject, heads: Heads) -> tuple[tuple[int, int], ...]:
+    """The heads in order, as (layer, head) in plain whole numbers, after a look at every one of them.
+
+    Raises
+    ------
+    InputError
+        If there is none, one does not exist, is named twice, or is not a pair of whole numbers.
+    """
+    _require_subject(subject, "ablate")
+    layers = len(attention_modules(subject.model, subject.family))
+    count = subject.model.config.get_text_config().num_attention_heads
+    pairs: list[tuple[int, int]] = []
+    for layer, head in _whole_pairs(heads):
         if not (0 <= layer < layers and 0 <= head < count):
             raise InputError(
                 f"Head {(layer, head)} does not exist: the model has layers 0 to {layers - 1} with heads 0 to {count - 1} each."
             )
-        if head in chosen[layer]:
+        if (layer, head) in pairs:
             raise InputError(f"Head {(layer, head)} is named twice; name each once.")
-        chosen[layer].append(head)
-    return {layer: tuple(sorted(found)) for layer, found in chosen.items()}
+        pairs.append((layer, head))
+    if not pairs:
+        raise InputError("heads is empty; name at least one (layer, head).")
+    return tuple(sorted(pairs))
+
+
+def _whole_pairs(heads: Any) -> list[tuple[int, int]]:
+    """The heads as whole numbers: 1.9 is not head 1, "12" is not head (1, 2), and True is no number of a layer."""
+    try:
+        listed = [tuple(one) for one in ([heads] if isinstance(heads, str) else heads)]
+        if any(isinstance(number, bool) for pair in listed for number in pair):
+            raise TypeError
+        return [(operator.index(layer), operator.index(head)) for layer, head in listed]
+    except (TypeError, ValueError):
+        raise InputError(
+            f"heads={shorten(repr(heads), 70)} is not a list of (layer, head) numbers, such as [(2, 1), (3, 0)]."
+        ) from None
+
+
+def _require_subject(subject: Any, asked: str) -> None:
+    if not isinstance(subject, Subject):
+        raise InputError(
+            f"{asked}() needs a Subject, found a {type(subject).__name__}; make one with probe.load_model(...)."
+        )
+
+
+def _require_reference(subject: Subject, how: Any, reference: Any, layers: Iterable[int]) -> None:
+    """Nothing, if the reference is what this way of taking away needs, and was made with this very model."""
+    if how not in ("zero", "mean", "uniform"):
+        raise InputError(f"how must be 'zero', 'mean' or 'uniform', found {how!r}.")
+    if reference is not None and not isinstance(reference, HeadMeans):
+        raise InputError(f"reference must be the HeadMeans of mean_outputs(), found a {type(reference).__name__}.")
+    if (how == "mean") != (reference is not None):
+        raise InputError(
+            f"how={how!r} {'needs' if how == 'mean' else 'takes no'} reference: the HeadMeans of mean_outputs()."
+        )
+    if reference is None:
+        return
+    absent = [layer for layer in layers if layer not in reference.outputs]
+    if absent:
+        raise InputError(f"The reference {reference.name!r} holds no means for layer {absent[0]}; {_MAKE_IT}.")
+    if reference.weights and reference.weights != _fingerprint(subject.model):
+        raise InputError(
+            f"The reference {reference.name!r} was made with another model than {subject.name!r}, or with other weights of it or "
+            f"another number type; {_MAKE_IT}."
+        )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """A digest of a few values of every parameter: alike for equal weights, and quick for a model of any size."""
+    digest = hashlib.sha256()
+    picked: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        # What was moved out of memory has no values to look at.
+        if parameter.numel() and not parameter.is_meta:
+            values = parameter.detach().reshape(-1)
+            picked[values.device].append(values[:: max(1, len(values) // 16)][:16].double())
+    for on_device in picked.values():  # one copy from each device, not one for each parameter
+        digest.update(torch.cat(on_device).cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _without(
     module: nn.Module,
     call: AttentionCall,
-    heads: tuple[int, ...],
+    heads: list[int],
     *,
     how: str,
     reference: HeadMeans | None,
@@ -172,16 +256,16 @@ def _without(
     """(batch, query, head, channel) output with these heads replaced; the kernel's own tensor stays as it is."""
     output = call.output.clone()
     if how == "zero":
-        output[:, :, list(heads)] = 0
+        output[:, :, heads] = 0
     elif reference is not None:
-        if layer not in reference.outputs or reference.outputs[layer].shape != output.shape[2:]:
+        if reference.outputs[layer].shape != output.shape[2:]:
             raise InputError(
-                f"The reference {reference.name!r} holds no means for layer {layer} of this model; make it with mean_outputs() and "
-                "this very model."
+                f"The reference {reference.name!r} holds means of shape {tuple(reference.outputs[layer].shape)}, (head, channel), "
+                f"for layer {layer}, which gives out {tuple(output.shape[2:])}; {_MAKE_IT}."
             )
-        output[:, :, list(heads)] = reference.outputs[layer][list(heads)].to(output)
+        output[:, :, heads] = reference.outputs[layer][heads].to(output)
     else:
-        _spread(module, call, heads, output)
+        _spread(module, call, tuple(heads), output)
     return output
 
 

@@ -182,4 +182,5 @@ def make_source(
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+        ablation="; ".join(recorder.edits),
     )

@@ -19,7 +19,7 @@ from probe.capture.modules import attention_modules
 from probe.capture.places import Recording, choose_place
 from probe.capture.reduce import Queries, RowStore, answer_tokens
 from probe.capture.sequence import Sequence, batch_of_one, image_token_id
-from probe.capture.taps import AttentionCall, watch_registry
+from probe.capture.taps import AttentionCall, edits_of, watch_registry
 from probe.capture.weights import attention_rows, reproduction_error
 from probe.errors import CaptureError, InputError
 from probe.families import family_of
@@ -144,6 +144,7 @@ class Recorder:
         self.output_ids: list[int] | None = None
         self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
         self.kernel = ""
+        self.edits: tuple[str, ...] = ()
         self.dtype: torch.dtype | None = None
         self._plan: Queries | None = None
         self._seen: dict[nn.Module, int] = {}
@@ -235,6 +236,8 @@ class Recorder:
             self._require_first_pass()
             self._begin(fed[: self.answer_start], kwargs)
         assert self.sequence is not None  # for the type checker: _begin has set it
+        # Kept pass by pass: by the time of result() an ablation has usually ended.
+        self.edits = tuple(dict.fromkeys((*self.edits, *edits_of(self.model.modules()))))
         cache = kwargs.get("past_key_values")
         self.sequence.feed(fed, past=int(cache.get_seq_length()) if cache is not None else 0)
         if self.layout is None:

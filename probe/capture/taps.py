@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from probe.errors import CaptureError
 
-__all__ = ["AttentionCall", "Editor", "Watcher", "edit_registry", "entered", "watch_registry"]
+__all__ = ["AttentionCall", "Editor", "Watcher", "edit_registry", "edits_of", "entered", "watch_registry"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +45,20 @@ class AttentionCall:
 Watcher = Callable[[nn.Module, AttentionCall], None]
 Editor = Callable[[nn.Module, AttentionCall], Tensor]
 
+
+@dataclass(frozen=True, eq=False)
+class _Edit:
+    """An editor, and what a record made under it says was done."""
+
+    name: str
+    apply: Editor
+    order: int = field(default_factory=itertools.count().__next__)
+
+
 # One table for the whole process: contexts may be nested, overlap, or live in several threads.
 _lock = threading.RLock()
 _watchers: dict[nn.Module, tuple[Watcher, ...]] = {}
-_editors: dict[nn.Module, tuple[Editor, ...]] = {}
+_editors: dict[nn.Module, tuple[_Edit, ...]] = {}
 _original: Any = None
 
 
@@ -64,14 +75,22 @@ def watch_registry(modules: Iterable[nn.Module], watcher: Watcher) -> Iterator[N
 
 
 @contextmanager
-def edit_registry(modules: Iterable[nn.Module], editor: Editor) -> Iterator[None]:
+def edit_registry(modules: Iterable[nn.Module], editor: Editor, *, name: str) -> Iterator[None]:
     """Puts ``editor(module, call)`` in the place of each attention output of these modules, before the output projection.
 
     The same place as ``watch_registry``: those who watch see what the kernel itself gave out; of several editors each gets what the
-    one before it gave.
+    one before it gave. ``name`` says what is done, for ``edits_of``.
     """
-    with entered(_editors, modules, editor, install=_install, uninstall=_uninstall_if_idle):
+    with entered(_editors, modules, _Edit(name, editor), install=_install, uninstall=_uninstall_if_idle):
         yield
+
+
+def edits_of(modules: Iterable[nn.Module]) -> tuple[str, ...]:
+    """Names of the edits that are open on any of these modules now, in the order in which they began."""
+    if not _editors:  # the usual case, and asked at every forward pass: a large model has thousands of modules
+        return ()
+    here = {edit for module in modules for edit in _editors.get(module, ())}
+    return tuple(edit.name for edit in sorted(here, key=lambda edit: edit.order))
 
 
 @contextmanager
@@ -130,8 +149,8 @@ def _pass_through(kernel: Any, name: str, module: nn.Module, *args: Any, **kwarg
     result = kernel(module, *args, **kwargs)
     for watcher in _watchers.get(module, ()):
         watcher(module, _call(name, module, args, kwargs, result))
-    for editor in _editors.get(module, ()):
-        edited = editor(module, _call(name, module, args, kwargs, result))
+    for edit in _editors.get(module, ()):
+        edited = edit.apply(module, _call(name, module, args, kwargs, result))
         result = (edited, *result[1:]) if isinstance(result, tuple) else edited
     return result
 

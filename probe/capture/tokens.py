@@ -72,6 +72,9 @@ def spell(tokenizer: Any, ids: Sequence[int]) -> TokenText:
         if piece is not None:
             if len(waiting) == 1 and not _BYTE.fullmatch(str(tokenizer.convert_ids_to_tokens(int(token)))):
                 sound = int(token)
+            while len(waiting) > 1 and _is_blank(tokenizer, ids[waiting[0]]):
+                # The decoder takes away a blank at the beginning; it is no part of the character that follows.
+                _give(spans, [waiting.pop(0)], (len(text), len(text)))
             _give(spans, waiting, (len(text), len(text) + len(piece)))
             text += piece
             waiting = []
@@ -97,6 +100,11 @@ def _step(stream: Any, backend: Any, token: int) -> str | None:
             raise
         return _TAKEN_BACK
     return found
+
+
+def _is_blank(tokenizer: Any, token: int) -> bool:
+    """True for SentencePiece's blanks alone."""
+    return not str(tokenizer.convert_ids_to_tokens(int(token))).strip("▁")
 
 
 def _give(spans: list[tuple[int, int] | None], waiting: list[int], span: tuple[int, int]) -> None:

@@ -20,6 +20,9 @@ __all__ = ["emergence"]
 #: Examples that are read where no limit is given: five checkpoints of 200 scenes take under a minute on two cores.
 LIMIT = 200
 
+#: What the table of a training shows beside the floor that has to be beaten; the best head is read from one half of the examples.
+_SCORES, _BEST = ("caption_loss", "minus_mean", "floor"), "best_head_held_out"
+
 
 def emergence(
     *,
@@ -87,7 +90,7 @@ def emergence(
     subject = probe.load_model(model, dtype=dtype, device=device)
     followed = tracked(examples, what="scoring", total=total)
     found = profile_examples(subject, followed, over=over, prompt=prompt, metric=metric, timesteps=timesteps, seed=seed)
-    parts = [_profile_table(found), *kind_note(subject, "contribution")]
+    parts = [*_profile_tables(found), *kind_note(subject, "contribution")]
     return _finish(found, _profile_data(found) | {"settings": settings}, parts, target)
 
 
@@ -152,17 +155,20 @@ def _training_data(curve: TrainingCurve) -> dict[str, Any]:
 
 
 def _training_parts(curve: TrainingCurve) -> list[Any]:
+    from probe.analysis.concentration import PEAKS
+
     first = curve.measurements[0]
     title = f"{curve.metric} over training: {first.images} images, {first.phrases} phrases, 95 % intervals by bootstrap over images"
-    names = ("caption_loss", "minus_mean", "best_head_held_out", "floor", "top1_share", "border_share")
-    table = make_table(title, "step", *(name.replace("_", " ") for name in names), "beats floor")
+    table = make_table(title, "step", *map(_words, _SCORES), "beats floor")
+    beside = make_table("where the minus_mean map peaks, and the best head", "step", *map(_words, [*PEAKS, _BEST]))
     for step, one in zip(curve.steps, curve.measurements, strict=True):
-        shown = {name: one.intervals[name] for name in names}
-        cells = [
-            show_interval({name: x.value, f"{name}_low": x.low, f"{name}_high": x.high}, name)
-            for name, x in shown.items()
-        ]
-        table.add_row(str(step), *cells, "yes" if one.grounds else "no")
+        row = {
+            f"{name}{end}": bound
+            for name, x in one.intervals.items()
+            for end, bound in (("", x.value), ("_low", x.low), ("_high", x.high))
+        }
+        table.add_row(str(step), *(show_interval(row, name) for name in _SCORES), "yes" if one.grounds else "no")
+        beside.add_row(str(step), *(show_interval(row, name) for name in (*PEAKS, _BEST)))
     since = curve.beats_floor_from
     lines = ["floor        other phrase's map + what a change of words alone does; " + (
         "the last checkpoint does not beat it" if since is None else f"beaten from step {since} on"
@@ -172,7 +178,7 @@ def _training_parts(curve: TrainingCurve) -> list[Any]:
         lines.append(
             "             between checkpoints curves are taken as straight; intervals are over images, of one training"
         )
-    return [table, *lines]
+    return [table, beside, *lines]
 
 
 def _order_line(row: dict[str, Any]) -> str:
@@ -196,15 +202,24 @@ def _profile_data(found: Profile) -> dict[str, Any]:
     }
 
 
-def _profile_table(found: Profile) -> Any:
+def _profile_tables(found: Profile) -> list[Any]:
+    """Scores with their floor, and where the maps peak."""
+    from probe.analysis.concentration import PEAKS
+
     title = (
         f"{found.metric} over {found.over}s: {found.images} images, {found.phrases} phrases, chance {found.chance.value:.3f}, "
         "95 % intervals by bootstrap over images"
     )
-    table = make_table(title, "position", found.metric, "floor", "margin", "top1 share", "border share", "beats floor")
+    table = make_table(title, "position", found.metric, "floor", "margin", "beats floor")
+    beside = make_table("where these maps peak", "position", *map(_words, PEAKS))
     for one in found.to_frame().to_dict("records"):
         row: dict[str, Any] = {str(key): value for key, value in one.items()}
         row |= {"value_low": row["low"], "value_high": row["high"]}
-        cells = [show_interval(row, name) for name in ("value", "floor", "margin", "top1_share", "border_share")]
+        cells = [show_interval(row, name) for name in ("value", "floor", "margin")]
         table.add_row(row["label"], *cells, "yes" if row["beats_floor"] else "no")
-    return table
+        beside.add_row(row["label"], *(show_interval(row, name) for name in PEAKS))
+    return [table, beside]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from probe.commands.arguments import at_least
 from probe.reports import Report, make_table, output_folder, progress, show_interval, tracked
 
 __all__ = ["lab_scenes", "lab_train"]
+
+#: What of ``probe.measurements.MEASURED`` a person sees of a training, and in which words.
+SHOWN = {
+    "caption_loss": "caption loss",
+    "minus_mean": "minus mean",
+    "floor": "paraphrase floor",
+    "best_head_held_out": "best head held out",
+}
 
 
 def lab_train(
@@ -29,7 +37,8 @@ def lab_train(
     organism
         Which one: llava describes scenes, clip tells which caption belongs to which scene, diffusion draws scenes.
     out
-        Folder for the model, its snapshots and the measurements; runs/lab-ORGANISM by default.
+        Folder for the model, its snapshots and the measurements; runs/lab-ORGANISM by default. For llava these are training.csv:
+        at each measurement the caption loss, scores, floors and where maps peak, with intervals.
     steps
         How many; by default as the shipped model was trained.
     seed
@@ -48,22 +57,28 @@ def lab_train(
 
 
 def _train_llava(target: Path, steps: int | None, seed: int, measure: int) -> Report:
+    from probe.evaluation.lab import read_lab, reword_scene
     from probe.lab.training import STEPS, train_llava
-    from probe.runs import TrainingMeasurements
+    from probe.training_tables import TrainingTable
 
     total = STEPS if steps is None else steps
     at_least("--measure", measure, 2)  # a best head is chosen on one half and reported on the other
-    measured = TrainingMeasurements(target / "training.csv", count=measure)
+    measured = TrainingTable(target / "training.csv", read_lab(limit=measure), reword=reword_scene)
     with progress("training", total) as advance:
-        train_llava(target, steps=total, seed=seed, on_snapshot=measured, on_step=lambda step, loss: advance(step))
+
+        def take(step: int, model: Any, processor: Any, loss: float) -> None:
+            row = measured.add(step, model, processor)
+            shown = ", ".join(f"{words} {row[name]:.2f}" for name, words in SHOWN.items())
+            advance(step, what=f"training (at {step}: {shown})")
+
+        train_llava(target, steps=total, seed=seed, on_snapshot=take, on_step=lambda step, loss: advance(step))
     rows = measured.rows()
-    table = make_table(
-        f"training of llava, {measure} unseen scenes", "step", "loss", "mean map", "minus mean", "best head"
-    )
+    title = f"training of llava, pointing on {measure} unseen scenes, 95 % intervals by bootstrap over scenes"
+    table = make_table(title, "step", *SHOWN.values())
     for row in rows:
-        shown = [show_interval(row, name) for name in ("mean_map", "minus_mean", "best_head_held_out")]
-        table.add_row(str(row["step"]), f"{row['loss']:.3f}", *shown)
-    return Report({"out": str(target), "steps": total, "seed": seed, "rows": rows}, [table, f"model        {target}"])
+        table.add_row(str(row["step"]), *(show_interval(row, name) for name in SHOWN))
+    lines = ["floor        other phrase's map + what a change of words alone does", f"model        {target}"]
+    return Report({"out": str(target), "steps": total, "seed": seed, "rows": rows}, [table, *lines])
 
 
 def _train_clip(target: Path, steps: int | None, seed: int) -> Report:

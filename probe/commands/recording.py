@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from probe.commands.arguments import kind_note, lab_note
 from probe.errors import InputError, did_you_mean
+from probe.grounding.phrases import noun_phrases
 from probe.reports import Report, certificate_data, output_folder, write_json
 from probe.text import find_phrase, nearby_phrases
 
@@ -17,9 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["record"]
 
-_FUNCTION_WORDS = frozenset(
-    "and are for from has have its not that the their there these this was were which with image picture shows".split()  # noqa: SIM905
-)
+#: So many noun phrases are drawn where none is asked for: two rows of pictures.
+_DRAWN = 8
 
 
 def record(
@@ -50,7 +48,7 @@ def record(
     answer
         Read this text instead of generating one.
     phrase
-        A phrase of the answer to draw, each time it is said; by default the first six words that are no function words.
+        A phrase of the answer to draw, each time it is said; by default the first eight noun phrases.
     out
         Folder for record.safetensors, phrases.png and .pdf, and record.json with the exact settings.
     max_new_tokens
@@ -70,15 +68,15 @@ def record(
     picture = probe.read_image(image)
     subject = probe.load_model(model, dtype=dtype, device=device)
     found = probe.run(subject, picture, prompt, answer=answer, max_new_tokens=max_new_tokens)
-    # A phrase that is not there is said before anything is written, with all that the model said.
-    wanted = [each for one in phrase for each in _each_time(found.record, one)] or _first_words(found.record)
+    # A phrase that is not there, or that cannot be drawn, is said before anything is written, with all that the model said.
+    given = [each for one in dict.fromkeys(phrase) for each in _each_time(found.record, one)]
+    wanted, note = (given, "") if given else _noun_phrases(found.record)
+    # A single text is its own mean.
+    options: dict[str, Any] = {"reading": "attention"} if _is_one_text(found.record) else {}
+    figure = phrases(found.record, wanted, picture, **options)[0].get_figure(root=True) if wanted else None
     kept = probe.save(found.record, target / "record.safetensors")
     figures = []
-    if wanted:
-        # A single text is its own mean.
-        reading: Any = "attention" if found.record.token_ids == (-1,) else "minus mean"
-        figure = phrases(found.record, wanted, picture, reading=reading)[0].get_figure(root=True)
-        assert figure is not None  # for the type checker: these Axes were just made
+    if figure is not None:
         figures = [str(path) for path in save_figure(figure, target / "phrases")]
         plt.close(figure)
     data = {
@@ -86,13 +84,15 @@ def record(
         "tokens": list(found.record.tokens),
         "record": str(kept),
         "figures": figures,
+        "note": note,
         "certificate": certificate_data(found.record),
         "settings": settings,
     }
     write_json(target / "record.json", data)
     answered = subject.family.kind == "language model"
     lines = [f"{'answer' if answered else 'text':13}{found.text}", repr(found.record), f"record       {kept}"]
-    lines += [f"picture      {one}" for one in figures] or ["no picture   the answer has no word to draw"]
+    lines += [f"picture      {one}" for one in figures] or ["no picture"]
+    lines += [f"note         {note}"] if note else []
     lines += [*kind_note(subject, found.record.quantity), *lab_note(model)]
     return Report(data, lines)
 
@@ -111,16 +111,23 @@ def _each_time(record: AttentionRecord, phrase: str) -> list[Any]:
     return [phrase]
 
 
-def _first_words(record: AttentionRecord, most: int = 6) -> list[Any]:
-    """The first different words of three letters or more that are no function words, each by its first occurrence; of
-    contributions the texts themselves."""
+def _noun_phrases(record: AttentionRecord) -> tuple[list[tuple[str, int]], str]:
+    """The first noun phrases of an answer, or the texts that an image was compared with, each with which time its words are said,
+    and why there are none or fewer."""
     if record.quantity == "contribution":
-        counts = Counter[str]()
-        pairs = []
-        for token in record.tokens:
-            pairs.append((token, counts[token]))
-            counts[token] += 1
-        return pairs[:most]
-    words = dict.fromkeys(re.findall(r"[^\W\d_]{3,}", record.text))
-    content = [word for word in words if word.casefold() not in _FUNCTION_WORDS and find_phrase(record.text, word)]
-    return [(word, 0) for word in content][:most]
+        spans, note = list(record.spans), ""
+    elif len(record.tokens) == 1:
+        return [], "the answer has one token, and a map minus its own mean is zero everywhere (Eq. 3)"
+    else:
+        found = noun_phrases(record.text)
+        spans, note = [(one.start, one.end) for one in found], found.note
+    places = [(record.text[slice(*span)], span) for span in spans]
+    said = [(words, span, find_phrase(record.text, words)) for words, span in places]
+    wanted = [(words, where.index(span)) for words, span, where in said if span in where]
+    more = f"the first {_DRAWN} of {len(wanted)} noun phrases are drawn" if len(wanted) > _DRAWN else ""
+    return wanted[:_DRAWN], "; ".join(filter(None, [more, note]))
+
+
+def _is_one_text(record: AttentionRecord) -> bool:
+    """True if an image was compared with one text alone."""
+    return record.quantity == "contribution" and len(record.tokens) == 1

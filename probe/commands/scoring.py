@@ -7,7 +7,16 @@ from typing import Any, Literal
 
 from probe.commands.arguments import kind_note, lab_note, read_examples, whole_numbers
 from probe.files import write_beside
-from probe.reports import Report, head_tables, output_folder, score_data, score_table, tracked, write_json
+from probe.reports import (
+    Report,
+    head_tables,
+    output_folder,
+    peak_table,
+    score_data,
+    score_table,
+    tracked,
+    write_json,
+)
 
 __all__ = ["score"]
 
@@ -95,7 +104,7 @@ def score(
         write_beside(target / "scores.parquet", lambda path: frame.to_parquet(path, index=False))
         write_json(target / "scores.json", result)
         written = [f"table        {target / name}" for name in ("scores.parquet", "scores.json")]
-    tables = [score_table(scores, one) for one in scores.metrics]
+    tables = [*(score_table(scores, one) for one in scores.metrics), peak_table(scores)]
     if subject.family.kind != "language model":
         tables += head_tables(scores, scores.metrics[0])
     return Report(result, [*tables, *kind_note(subject, scores.quantity), *written, *lab_note(model, data)])

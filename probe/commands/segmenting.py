@@ -75,7 +75,13 @@ def segment(
     subject = probe.load_model(model, dtype=dtype, device=device)
     record = probe.run(subject, picture, prompt, answer=answer, max_new_tokens=max_new_tokens).record
     found = probe.attend_and_segment(
-        record, picture, phrases=phrase or None, combine=combine, reduction=reduction, point=point, refiner=maker
+        record,
+        picture,
+        phrases=list(dict.fromkeys(phrase)) or None,
+        combine=combine,
+        reduction=reduction,
+        point=point,
+        refiner=maker,
     )
     # Nothing is written before everything that can be refused is computed.
     figure = probe.plots.answer(found, picture).get_figure(root=True)

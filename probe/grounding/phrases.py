@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
 
@@ -80,8 +80,8 @@ def noun_phrases(text: str, *, chunker: str = "auto") -> Phrases:
     >>> [one.text for one in noun_phrases("a red circle above two dogs")]
     ['a red circle', 'two dogs']
 
-    Pronouns ("it") name nothing by themselves and are left out. Chunks wholly in letters that English is not written in are
-    left out and counted, since an English chunker can only guess there: ask for phrases of such an answer by their words.
+    Pronouns ("it") name nothing by themselves and are left out. Words in letters that English is not written in belong to no
+    phrase and are counted, since an English chunker can only guess there: ask for phrases of such an answer by their words.
 
     Parameters
     ----------
@@ -94,7 +94,8 @@ def noun_phrases(text: str, *, chunker: str = "auto") -> Phrases:
         If there is no such chunker, or its model is not installed.
     """
     tagged = tag_words(text, chunker=chunker)
-    chunks, unread = _chunks(tagged.words)
+    # A chunker that guesses at words in other letters takes them for nouns, even for the one that a phrase hangs on.
+    chunks = _chunks([one if one.readable else replace(one, chunk=None, root=False) for one in tagged.words])
     found = Phrases(_phrase(text, one.words, one.root, "noun phrase", tagged) for one in chunks)
     found.attributes = tuple(
         _phrase(text, [word], word, "attribute", tagged)
@@ -104,7 +105,8 @@ def noun_phrases(text: str, *, chunker: str = "auto") -> Phrases:
     )
     links = (_link(one.before) for one in chunks)
     found.relations = tuple(_phrase(text, words, _link_root(words), "relation", tagged) for words in links if words)
-    found.chunker, found.skipped = tagged.chunker, tagged.unplaced + unread
+    found.chunker = tagged.chunker
+    found.skipped = tagged.unplaced + sum(not one.readable for one in tagged.words)
     found.note = _note(text, found)
     return found
 
@@ -115,26 +117,24 @@ def _phrase(text: str, words: Sequence[Word], root: Word | None, kind: Kind, tag
     return Phrase(text[start:end], start, end, (hook.start, hook.end), kind, tagged.chunker)
 
 
-def _chunks(words: Sequence[Word]) -> tuple[list[_Chunk], int]:
-    """The chunks that name something, and how many words were in chunks that cannot be read."""
+def _chunks(words: Sequence[Word]) -> list[_Chunk]:
+    """The chunks that name something."""
     pieces: list[_Chunk] = []
-    unread, waiting = 0, list[Word]()
+    waiting: list[Word] = []
     runs = [(number, list(run)) for number, run in groupby(words, key=lambda one: (one.sentence, one.chunk))]
     for index, ((sentence, number), run) in enumerate(runs):
         if waiting and waiting[0].sentence != sentence:
             waiting = []
         after = runs[index + 1][1][0] if index + 1 < len(runs) else None
         root = next((one for one in run if one.root), None)
-        if number is None or root is None or root.tag.startswith("PRP") or _is_place(run, waiting, after):
-            waiting += run
-        elif not any(one.readable and any(map(str.isalnum, one.text)) for one in run):
-            unread += len(run)
+        named = any(map(str.isalnum, root.text)) if root is not None else False
+        if number is None or root is None or not named or root.tag.startswith("PRP") or _is_place(run, waiting, after):
             waiting += run
         else:
             first = not pieces or pieces[-1].words[0].sentence != sentence
             pieces.append(_Chunk(run, [] if first else waiting))
             waiting = []
-    return pieces, unread
+    return pieces
 
 
 def _is_place(run: Sequence[Word], before: Sequence[Word], after: Word | None) -> bool:

@@ -38,6 +38,15 @@ def score_masks(
 ) -> pd.DataFrame:
     """One row for each of ``MEASURES``: name, what, value, low, high, images, phrases.
 
+    >>> examples = list(read_lab(limit=500))
+    >>> records = [probe.run(lmm, one.image, "Describe the image.", answer=one.text).record for one in examples]
+    >>> wanted = [[(part.start, part.end) for part in one.phrases] for one in examples]
+    >>> found = (
+    ...     probe.attend_and_segment(record, one.image, phrases=phrases, refiner="superpixels")
+    ...     for record, one, phrases in zip(records, examples, wanted)
+    ... )
+    >>> score_masks(found, [[part.mask for part in one.phrases] for one in examples])
+
     Values are means over phrases, with percentile intervals by bootstrap over images. A phrase without a point has an empty mask
     and counts as 0; a control that an image does not allow (no other phrase, no previous image) leaves the image out.
 

@@ -50,7 +50,7 @@ class SegmentedPhrase:
     point : the one of them that the refiner was asked with.
     mask : (height, width) bool in original pixels.
     score : the refiner's own; NaN where there is none.
-    note : why there is no point, else empty.
+    note : why there is no point, or why it says little; else empty.
     """
 
     phrase: Phrase
@@ -238,8 +238,9 @@ def _segmented(
         reason = "the map is the same in every patch that shows the image, so it points nowhere"
         return SegmentedPhrase(phrase, one, bicubic, patch, None, nowhere, nan, reason)
     masks, scores = encoded.prompt(points=[used], maps=grid.upsample(one)[None])
+    note = "" if bool(seen.max() > 0) else "the phrase looks at no patch more than the average token does"
     # What no patch saw cannot be what the phrase looked at.
-    return SegmentedPhrase(phrase, one, bicubic, patch, used, masks[0] & grid.seen, float(scores[0]))
+    return SegmentedPhrase(phrase, one, bicubic, patch, used, masks[0] & grid.seen, float(scores[0]), note)
 
 
 def bicubic_point(values: Tensor, grid: PatchGrid) -> Point | None:

@@ -172,8 +172,9 @@ def _with_textblob(text: str) -> Tagged:
     words: list[Word] = []
     unplaced = number = 0
     for sentence in _sentences(split_words(text)):
-        tagged = [list(one) for one in parser.find_tags([_plain(one.text) for one in sentence])]
-        if [one[0] for one in tagged] != [_plain(one.text) for one in sentence]:
+        plain = [_plain(one) for one in sentence]
+        tagged = [list(one) for one in parser.find_tags(plain)]
+        if [one[0] for one in tagged] != plain:
             unplaced += len(sentence)
             continue
         chunks = [one[2] for one in parser.find_chunks(_repaired(tagged))]
@@ -192,11 +193,11 @@ def _sentences(words: list[Word]) -> Iterator[list[Word]]:
         yield [one for one in words if one.sentence == number]
 
 
-def _plain(word: str) -> str:
-    """A word as the tagger knows it; signs that it does not know, such as emoji, count as a comma and not as a noun."""
-    if not any(one.isalnum() for one in word):
-        return word if word in _SIGNS else ","
-    return unicodedata.normalize("NFC", word).replace("’", "'")
+def _plain(word: Word) -> str:
+    """A word as the tagger knows it; emoji and other scripts, which it does not know, count as a comma and not as a noun."""
+    if not word.readable or not any(map(str.isalnum, word.text)):
+        return word.text if word.text in _SIGNS else ","
+    return unicodedata.normalize("NFC", word.text).replace("’", "'")
 
 
 def _repaired(tagged: list[list[str]]) -> list[list[str]]:

@@ -112,7 +112,7 @@ def _draw_training(ax: Axes, frame: pd.DataFrame) -> None:
     _step_axis(ax, steps)
     metric = str(frame["metric"].iloc[0]) if "metric" in frame else "score"
     images = f", {int(frame['images'].max()):,} images" if "images" in frame else ""
-    _names(ax, "training step", metric, f"{metric} over training{images}; bands: 95 % intervals over images")
+    _names(ax, "training step", metric, f"{metric} over training{images}; bands: 95\u00a0% intervals over images")
     ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     handles = _handles(ax)
     losses = [name for name in ("caption_loss",) if name in rows]
@@ -129,7 +129,7 @@ def _draw_loss(ax: Axes, steps: Any, rows: pd.DataFrame) -> list[Any]:
     _band(right, steps, rows, "caption loss (right)", colour=LOSS_COLOUR, dashes=(1, 1))
     right.spines["right"].set(visible=True, color=LOSS_COLOUR)
     right.tick_params(axis="y", colors=LOSS_COLOUR, labelsize=7)
-    literal(right.set_ylabel("caption loss, nats a token", fontsize=8, color=LOSS_COLOUR))
+    literal(right.set_ylabel("caption loss,\nnats a token", fontsize=8, color=LOSS_COLOUR))
     right.set_ylim(bottom=0)
     return _handles(right)
 
@@ -185,7 +185,7 @@ def _finish_profile(ax: Axes, frame: pd.DataFrame, across: str) -> None:
     metric, images = str(frame["metric"].iloc[0]), int(frame["images"].max())
     over = str(frame["over"].iloc[0])
     shown = "bars" if over == "token" else "bands"
-    _names(ax, across, metric, f"{metric} over {over}s, {images:,} images; {shown}: 95 % intervals over images")
+    _names(ax, across, metric, f"{metric} over {over}s, {images:,} images; {shown}: 95\u00a0% intervals over images")
     ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     _legend(ax, _handles(ax), note="filled: beats floor and chance" if frame["beats_floor"].any() else "")
 
@@ -250,10 +250,18 @@ def _along(ax: Axes, step: float) -> float:
     return float(ax.transAxes.inverted().transform(ax.transData.transform((step, 0)))[0])
 
 
+def _slot(ax: Axes) -> float:
+    """Points that Axes have with all that belongs to them, of which they take about three quarters before they are laid out."""
+    return points(ax, "width") / 0.775
+
+
 def _names(ax: Axes, across: str, up: str, title: str) -> None:
-    literal(ax.set_xlabel(across, fontsize=8))
+    letters = max(
+        int((_slot(ax) - 40) / 4.4), 12
+    )  # what is centred on the Axes has less room than they and their names
+    literal(ax.set_xlabel(textwrap.fill(across, letters), fontsize=8))
     literal(ax.set_ylabel(up, fontsize=8))
-    literal(ax.set_title(title, fontsize=8))
+    literal(ax.set_title(textwrap.fill(title, letters), fontsize=8))
     ax.tick_params(labelsize=7)
 
 
@@ -263,14 +271,17 @@ def _handles(ax: Axes) -> list[Any]:
 
 def _legend(ax: Axes, handles: list[Any], *, note: str) -> None:
     """A legend below, where no curve can run through it."""
-    wide = points(ax, "width") > 300
+    ticks = max((one.get_text().count("\n") for one in ax.get_xticklabels()), default=0)
+    below = 30 + 9 * (ax.get_xlabel().count("\n") + ticks)
+    longest = max(len(str(one.get_label())) for one in handles)
+    cols = 3 if _slot(ax) > 400 else max(int(_slot(ax) / (3.7 * longest + 30)), 1)
     found = ax.legend(
         handles=handles,
         loc="upper center",
         # Below the ticks and the axis's name, so many points from the axis whatever its height.
         bbox_to_anchor=(0.5, 0),
-        bbox_transform=ax.transAxes + ScaledTranslation(0, -30 / 72, ax.figure.dpi_scale_trans),
-        ncols=3 if wide else 2,
+        bbox_transform=ax.transAxes + ScaledTranslation(0, -below / 72, ax.figure.dpi_scale_trans),
+        ncols=cols,
         fontsize=7,
         title=note or None,
         title_fontsize=7,

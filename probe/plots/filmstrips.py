@@ -9,7 +9,7 @@ from probe.attention import AttentionRecord
 from probe.errors import InputError
 from probe.plots.maps import Picture, Reading, mask_pixels, muted_pixels, phrase_map
 from probe.plots.overlays import draw_map, map_limits, overlay_axes, shared_bar
-from probe.plots.styles import style
+from probe.plots.styles import style, trim
 from probe.plots.tables import layer_numbers
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def filmstrip(
         notes.update(dict.fromkeys(draw_map(ax, one, pixels, shape, scale, smooth=smooth, title=label)))
     said = f"{next(iter(maps.values())).phrase!r}" if over != "token" else f"the tokens of {_words(phrase)!r}"
     shared_bar(drawn, scale, list(maps.values()), pixels, location="bottom", notes=(f"{said}; one scale", *notes))
+    if axes is None:
+        trim(drawn[0])
     return drawn
 
 

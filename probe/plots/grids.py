@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from probe.errors import InputError
 from probe.plots.maps import NO_TEXT
-from probe.plots.styles import DOUBLE_COLUMN, OKABE_ITO, SINGLE_COLUMN, checked_limits, literal, points, style
+from probe.plots.styles import DOUBLE_COLUMN, OKABE_ITO, SINGLE_COLUMN, checked_limits, literal, points, style, wrapped
 from probe.plots.tables import Row, ScoreTable, layer_numbers, score_table
 
 if TYPE_CHECKING:
@@ -70,15 +70,16 @@ def heads(
     ax.set_facecolor("0.93")  # where a layer has fewer heads, or none has a value
     drawn = ax.imshow(np.ma.masked_invalid(table.value), norm=Normalize(low, high), aspect="auto")
     read = f" ({table.reading})" if table.reading else ""
-    title = f"{table.metric}{read}: {table.counts}"
+    title = [f"{table.metric}{read}: {table.counts}"]
     if _write(ax, table, drawn, intervals=intervals):
         ax.hlines(np.arange(1, count) - 0.5, -0.5, width - 0.5, color="white", linewidth=0.8)
         ax.vlines(np.arange(1, width) - 0.5, -0.5, count - 0.5, color="white", linewidth=0.8)
     else:
-        title += f"\noutlined: {_outline_top(ax, table)} highest on these images"
+        title += [f"outlined: {_outline_top(ax, table)} highest on these images"]
     if table.quantity == "contribution":
-        title += f"\n{_fitted(ax, NO_TEXT)}"
-    literal(ax.set_title(title, fontsize=8))
+        title += [NO_TEXT]
+    letters = max(int((_room(ax) + 30) / 4.4), 12)
+    literal(ax.set_title("\n".join(textwrap.fill(one, letters) for one in title), fontsize=8))
     literal(ax.set_xlabel("head", fontsize=8))
     literal(ax.set_ylabel("layer", fontsize=8))
     ax.spines[:].set_visible(False)
@@ -114,8 +115,7 @@ def _new_axes(table: ScoreTable) -> Axes:
 def _write(ax: Axes, table: ScoreTable, drawn: AxesImage, *, intervals: bool) -> bool:
     """True if values were written into the cells, which they are if letters of SMALLEST points fit."""
     rows, cols = table.value.shape
-    # The colour bar will take about an eighth of the width.
-    cell_height, cell_width = points(ax, "height") / rows, points(ax, "width") * 0.88 / cols
+    cell_height, cell_width = points(ax, "height") / rows, _room(ax) / cols
     size = min(7.5, cell_width / (4 * 0.68), cell_height / 1.3)
     if size < SMALLEST:
         return False
@@ -130,6 +130,13 @@ def _write(ax: Axes, table: ScoreTable, drawn: AxesImage, *, intervals: bool) ->
         if paired:
             ax.text(col, row + 0.24, f"{low:.2f}–{high:.2f}", fontsize=small, **look)
     return True
+
+
+def _room(ax: Axes) -> float:
+    """Points that the cells will have side by side: the colour bar takes about an eighth of the width, and 95 points in all with
+    the numbers and names on both sides, of which Axes that are not laid out yet leave free about a quarter of their place."""
+    width = points(ax, "width")
+    return min(0.88 * width, width / 0.775 - 95)
 
 
 def _text_colour(colour: Any) -> str:
@@ -166,12 +173,11 @@ def _bar(ax: Axes, drawn: AxesImage, table: ScoreTable) -> None:
     label = table.metric
     if table.chance is not None:
         inside = low <= table.chance <= high
-        label += f" ({'triangle: chance' if inside else 'chance, off this scale'}, {table.chance:.2f})"
+        label += f"; {'triangle: chance' if inside else 'chance, off this scale'}, {table.chance:.2f}"
         if inside:
             beside = bar.ax.get_yaxis_transform()
             bar.ax.plot(-0.35, table.chance, ">", color="black", markersize=4, transform=beside, clip_on=False)
-    # A letter of 7 points is about 3.6 points wide.
-    label = textwrap.fill(label, max(int(points(ax, "height") / 3.6), 12))
+    label = "\n".join(wrapped(label, points(ax, "height")))
     bar.set_label(label, fontsize=7, parse_math=False)
 
 

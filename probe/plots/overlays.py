@@ -18,13 +18,25 @@ from probe.attention import AttentionRecord
 from probe.errors import InputError
 from probe.layout import PatchGrid
 from probe.plots.maps import PhraseMap, Picture, Reading, mask_pixels, muted_pixels, phrase_map
-from probe.plots.styles import DOUBLE_COLUMN, SINGLE_COLUMN, checked_limits, ends, literal, one_line, points, style
+from probe.plots.styles import (
+    DOUBLE_COLUMN,
+    SINGLE_COLUMN,
+    checked_limits,
+    ends,
+    literal,
+    one_line,
+    points,
+    style,
+    trim,
+    wrapped,
+)
+from probe.text import find_phrase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-__all__ = ["draw_map", "map_limits", "overlay", "overlay_axes", "phrases", "shared_bar"]
+__all__ = ["draw_map", "hatch_unseen", "map_limits", "overlay", "overlay_axes", "phrases", "shared_bar"]
 
 #: The map is opaque up to OPAQUE, from this share of the scale on; below, transparency follows the value.
 OPAQUE, KNEE = 0.85, 0.5
@@ -72,12 +84,15 @@ def overlay(
     pixels = muted_pixels(image, record.image_size)
     shape = None if mask is None else mask_pixels(mask, record.image_size)
     scale = map_limits(limits, [found])
+    own = ax is None
     if ax is None:
-        ax = overlay_axes(1, record.image_size)[0]
+        ax = overlay_axes(1, record.image_size, below=_wide(record.image_size))[0]
     notes = draw_map(ax, found, pixels, shape, scale, smooth=smooth, title=title)
     literal(ax.set_xlabel("\n".join(notes), fontsize=6, color="0.3"))
     if colorbar:
         shared_bar([ax], scale, [found], pixels, location="bottom" if _wide(record.image_size) else "right")
+    if own:
+        trim(ax)
     return ax
 
 
@@ -119,13 +134,26 @@ def phrases(
     pixels = muted_pixels(image, record.image_size)
     shapes = [None if one is None else mask_pixels(one, record.image_size) for one in given]
     scale = map_limits(limits, found)
-    if axes is None:
-        axes = overlay_axes(len(wanted), record.image_size)
+    drawn = overlay_axes(len(wanted), record.image_size) if axes is None else list(axes)
     notes: dict[str, None] = {}
-    for ax, one, shape in zip(axes, found, shapes, strict=True):
-        notes.update(dict.fromkeys(draw_map(ax, one, pixels, shape, scale, smooth=smooth, title=None)))
-    shared_bar(axes, scale, found, pixels, location="bottom", notes=tuple(notes))
-    return list(axes)
+    for ax, one, shape, asked in zip(drawn, found, shapes, wanted, strict=True):
+        title = one.phrase + _which_time(record.text, asked)
+        notes.update(dict.fromkeys(draw_map(ax, one, pixels, shape, scale, smooth=smooth, title=title)))
+    shared_bar(drawn, scale, found, pixels, location="bottom", notes=tuple(notes))
+    if axes is None:
+        trim(drawn[0])
+    return drawn
+
+
+def _which_time(text: str, wanted: str | tuple[str, int]) -> str:
+    """ ", 2nd time" where words are said several times, since the pictures of all of them have the same title; else nothing."""
+    words, number = (wanted, 0) if isinstance(wanted, str) else wanted
+    count = len(find_phrase(text, words))
+    if count < 2:
+        return ""
+    place = number % count + 1  # -1 is the last time
+    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f", {place}{ending} time"
 
 
 def _require_as_many(wanted: Sequence[Any], **given: Sequence[Any]) -> None:
@@ -141,14 +169,14 @@ def _wide(image_size: tuple[int, int]) -> bool:
     return image_size[1] > 1.15 * image_size[0]
 
 
-def overlay_axes(count: int, image_size: tuple[int, int]) -> list[Axes]:
-    """Axes of a new figure for so many overlays, in rows of at most four."""
-    cols = min(count, 4)
-    rows = -(-count // cols)
+def overlay_axes(count: int, image_size: tuple[int, int], *, below: bool = True) -> list[Axes]:
+    """Axes of a new figure for so many overlays, in rows of at most four, with room for a colour bar below or to the right."""
+    rows = -(-count // 4)
+    cols = -(-count // rows)  # five are three and two, not four and one
     width = min(DOUBLE_COLUMN, max(2.3 * cols, SINGLE_COLUMN))
-    below = count > 1 or _wide(image_size)  # else the bar stands to the right and takes of the width
-    height = (width if below else 2.3) / cols * image_size[0] / image_size[1] + 0.3
-    figure = plt.figure(figsize=(width, min(rows * height + (0.7 if below else 0.1), 9.0)))
+    # A bar to the right takes of the width.
+    height = (width if below else 2.3) / cols * image_size[0] / image_size[1] + 0.35
+    figure = plt.figure(figsize=(width, min(rows * height + (1.0 if below else 0.2), 9.0)))
     axes = list(figure.subplots(rows, cols, squeeze=False).flat)
     for spare in axes[count:]:
         spare.remove()
@@ -186,7 +214,7 @@ def draw_map(
     if mask is not None and mask.any():
         _outline(ax, mask, (height, width))
         notes.append("outline: true mask")
-    if _hatch_unseen(ax, found.grid):
+    if hatch_unseen(ax, found.grid):
         notes.append("hatched: cropped away, unseen")
     ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     ax.spines[:].set(visible=True, color="0.6")
@@ -206,7 +234,7 @@ def _outline(ax: Axes, mask: NDArray[np.float64], image_size: tuple[int, int]) -
     drawn.set_path_effects([patheffects.withStroke(linewidth=2.1, foreground="black")])
 
 
-def _hatch_unseen(ax: Axes, grid: PatchGrid) -> bool:
+def hatch_unseen(ax: Axes, grid: PatchGrid) -> bool:
     """True if part of the image was cropped away; that part is greyed out and hatched."""
     height, width = grid.image_size
     top, bottom = max(grid.row_edges[0], 0), min(grid.row_edges[-1], height)
@@ -268,5 +296,5 @@ def shared_bar(
     below = f"below {scale[0]:g} not drawn" if under and not signed else ""
     room = sum(points(ax, "width") for ax in axes) if across else points(axes[0], "height")
     texts = (found[0].label, "; ".join(one for one in (found[0].detail, below) if one), "; ".join(notes))
-    lines = [line for text in texts for line in textwrap.wrap(text, max(int(room / 3.6), 12))]
+    lines = [line for text in texts for line in wrapped(text, room)]
     bar.set_label("\n".join(lines), fontsize=7, parse_math=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DOUBLE_COLUMN",
+    "MARGIN",
     "OKABE_ITO",
     "SINGLE_COLUMN",
     "STYLE",
@@ -34,10 +37,15 @@ __all__ = [
     "points",
     "save_figure",
     "style",
+    "trim",
+    "wrapped",
 ]
 
 #: Widths in inches of one and of both columns of a two-column paper.
 SINGLE_COLUMN, DOUBLE_COLUMN = 3.35, 6.9
+
+#: Above and below what a figure shows, in inches: a little more than the layout itself keeps free.
+MARGIN = 0.1
 
 #: Eight colours that stay apart under every common colour-vision deficiency (Okabe and Ito, 2008); black comes last, since
 #: outlines, text and chance lines are black already.
@@ -154,9 +162,30 @@ def _settle(figure: Figure) -> None:
     figure.set_layout_engine("none")
 
 
+def trim(ax: Axes) -> None:
+    """Takes from the figure the height that Axes of a fixed shape do not use, which can only be guessed before it is laid out."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # for the type checker
+    for _ in range(2):  # a lower figure is laid out a little differently
+        figure.draw_without_rendering()
+        figure.set_figheight(min(figure.get_tightbbox().height + MARGIN, figure.get_figheight()))
+
+
 def one_line(text: str) -> str:
     """The text with every run of white space as one blank, since a line break in a title moves the whole picture."""
     return " ".join(text.split())
+
+
+def wrapped(text: str, room: float) -> list[str]:
+    """Lines of small letters (7 points) no longer than ``room`` in points, broken at a semicolon before anywhere else."""
+    letters = max(int(room / 3.6), 12)  # such a letter is about 3.6 points wide
+    lines: list[str] = []
+    for part in re.split(r"(?<=;) ", text):
+        if lines and len(lines[-1]) + 1 + len(part) <= letters:
+            lines[-1] += f" {part}"
+        else:
+            lines += textwrap.wrap(part, letters)
+    return lines
 
 
 def literal(text: Text) -> Text:

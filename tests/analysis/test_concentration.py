@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log, nan
+from math import inf, log, nan
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from probe.analysis.concentration import (
     concentration,
     entropy,
     gini,
+    peaks,
     sink_cells,
     top1_share,
 )
@@ -85,29 +86,56 @@ def test_a_sink_is_what_every_word_looks_at():
     mean_map[2, 2] = 0.11
     assert sink_cells(mean_map, ONES).nonzero().tolist() == [[2, 2]]
     assert not sink_cells(mean_map, ONES, times=12).any()
-    found = concentration(one_patch(2, 2), ONES, sinks=sink_cells(mean_map, ONES))
+    found = concentration(one_patch(2, 2), ONES, mean_map)
     assert found["sink_share"].item() == 1
+
+
+def test_each_map_is_held_to_its_own_sinks_and_none_tell_nothing():
+    mean_maps = torch.full((2, 1, 4, 4), 0.01)  # (layer, 1, row, col)
+    mean_maps[0, 0, 2, 2] = mean_maps[1, 0, 0, 3] = 0.5
+    maps = torch.stack([one_patch(2, 2), one_patch(0, 3), one_patch(1, 1)]).expand(
+        2, 3, 4, 4
+    )  # (layer, phrase, row, col)
+    found = peaks(maps, ONES, mean_maps)
+    assert found["sink_share"].tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert found["border_share"].tolist() == [[0, 1, 0], [0, 1, 0]]
+    bars = ONES.clone()
+    bars[0] = 0  # what is not seen is neither
+    assert peaks(maps, bars, mean_maps)["sink_share"].nan_to_num(9).tolist() == [[1, 9, 0], [0, 9, 0]]
+    assert peaks(maps, ONES, None)["sink_share"].isnan().all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_a_small_spread_on_a_large_offset_keeps_its_digits(scale):
+    spread = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+    maps = scale * (1 + spread / 2**10)
+    exact = maps.double().flatten() - maps.double().mean()
+    assert top1_share(maps, ONES).item() == pytest.approx(
+        (exact.square().max() / exact.square().sum()).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("maps", "weight", "undefined"),
     [
-        (torch.full((4, 4), 2.0), ONES, {"top1_share", "border_share"}),
+        (torch.full((4, 4), 0.1), ONES, {"top1_share", "border_share", "sink_share"}),
         (-ONES - one_patch(1, 1), ONES, {"entropy", "gini"}),
-        (one_patch(1, 1, value=nan), ONES, {"entropy", "gini", "top1_share", "border_share"}),
-        (one_patch(1, 1), torch.zeros(4, 4), {"entropy", "gini", "top1_share", "border_share"}),
+        (one_patch(1, 1, value=nan), ONES, {"entropy", "gini", "top1_share", "border_share", "sink_share"}),
+        (one_patch(1, 1, value=inf), ONES, {"entropy", "gini", "top1_share", "border_share", "sink_share"}),
+        (one_patch(1, 1), torch.zeros(4, 4), {"entropy", "gini", "top1_share", "border_share", "sink_share"}),
     ],
-    ids=["constant", "nothing positive", "not finite", "unseen"],
+    ids=["constant", "nothing positive", "not a number", "infinite", "unseen"],
 )
 def test_what_allows_no_answer_is_nan(maps, weight, undefined):
-    found = concentration(maps, weight)
+    found = concentration(maps, weight, ONES)
     assert {name for name, one in found.items() if one.isnan()} == undefined
 
 
 def test_nan_in_padding_is_never_read():
     weight = ONES.clone()
     weight[0, 0] = 0
-    assert not any(one.isnan() for one in concentration(one_patch(0, 0, value=nan) + one_patch(2, 2), weight).values())
+    found = concentration(one_patch(0, 0, value=nan) + one_patch(2, 2), weight, ONES)
+    assert not any(one.isnan() for one in found.values())
 
 
 def test_another_grid_is_refused():

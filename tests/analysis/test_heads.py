@@ -114,19 +114,9 @@ def test_bicubic_pointing_stands_beside_pointing_for_the_readings() -> None:
 def test_the_frame_the_grid_and_the_readings_agree() -> None:
     scores = score(make_images(6), metric=("pointing", "lift"))
     frame = scores.to_frame()
-    assert list(frame.columns) == [
-        "metric",
-        "kind",
-        "name",
-        "layer",
-        "timestep",
-        "head",
-        "value",
-        "low",
-        "high",
-        "images",
-        "phrases",
-    ]
+    columns = ["metric", "kind", "name", "layer", "timestep", "head", "value", "low", "high", "images", "phrases"]
+    columns += [f"{name}_share{end}" for name in ("top1", "border", "sink") for end in ("", "_low", "_high")]
+    assert list(frame.columns) == columns
     heads = frame.query("metric == 'lift' and kind == 'head'")
     for name, grid in zip(("value", "low", "high"), scores.grid("lift"), strict=True):
         assert np.array_equal(heads[name].to_numpy().reshape(2, 3), grid)

@@ -63,7 +63,7 @@ def test_a_planted_layer_beats_its_floor_and_noise_does_not():
 
 def test_a_map_that_avoids_all_objects_beats_its_floor_but_not_chance():
     high, low = Interval(0.06, 0.03, 0.10, 50, 99), Interval(0.01, 0.0, 0.02, 50, 99)
-    found = Position("after", 1, "1 after", high, low, Interval(0.05, 0.02, 0.08, 50, 99), low, low, chance=0.05)
+    found = Position("after", 1, "1 after", high, low, Interval(0.05, 0.02, 0.08, 50, 99), low, low, low, chance=0.05)
     assert not found.beats_floor
     assert replace(found, chance=0.02).beats_floor
     assert not replace(found, chance=0.02, margin=Interval(0.05, -0.01, 0.1, 50, 99)).beats_floor
@@ -102,7 +102,17 @@ def test_generators_are_read_once_and_the_table_has_every_column():
     found = profile((one for one, _ in images), (two for _, two in images), replicates=20)
     frame = found.to_frame()
     assert list(frame["label"]) == ["layer 0", "layer 1", "up to layer 0", "up to layer 1"]
-    assert {"value", "low", "high", "floor_low", "margin_high", "top1_share", "border_share", "chance"} <= set(frame)
+    assert {
+        "value",
+        "low",
+        "high",
+        "floor_low",
+        "margin_high",
+        "top1_share",
+        "border_share",
+        "sink_share_low",
+        "chance",
+    } <= set(frame)
     assert (frame["low"] <= frame["value"]).all()
     assert (frame["value"] <= frame["high"]).all()
     assert "Profile over layer" in repr(found)

@@ -130,6 +130,14 @@ def test_leading_blanks_are_taken_from_text_and_spans_together():
     assert "".join(found.text[slice(*one)] for one in found.spans) == "adog"
 
 
+def test_a_blank_in_front_of_a_character_in_bytes_is_no_part_of_it():
+    tokenizer = _sentence_piece()
+    ids = tokenizer("🐶 a", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids[0]) == "▁"
+    found = spell(tokenizer, ids)
+    assert (found.text, found.spans[:5]) == ("🐶 a", ((0, 0), *[(0, 1)] * 4))
+
+
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(ModelError, match="object is not a fast tokenizer, so its tokens cannot be aligned"):
         spell(object(), [1])

@@ -12,7 +12,7 @@ import pytest
 from probe.errors import InputError
 from probe.grounding import words
 from probe.grounding.phrases import given_phrases, noun_phrases, tokens_of_root
-from probe.grounding.words import split_words
+from probe.grounding.words import Tagged, Word, split_words
 from tests.records import make_record
 
 BLANKS = (" ", "  ", "\n", "\t", " \n ", "\u00a0")
@@ -140,6 +140,12 @@ def test_letters_that_an_english_chunker_cannot_read_are_counted():
     assert "3 words" in found.note
 
 
+@pytest.mark.parametrize("text", ["שלום a dog עולם", "a dog красный, кот", "日本 a dog 到处 красный"])
+def test_a_phrase_never_hangs_on_a_word_that_the_chunker_cannot_read(text):
+    [found] = noun_phrases(text, chunker="textblob")
+    assert (found.text, text[slice(*found.root)]) == ("a dog", "dog")
+
+
 def test_a_chunker_that_is_not_here():
     with pytest.raises(InputError, match="Did you mean 'textblob'"):
         noun_phrases("a dog", chunker="textblog")
@@ -172,6 +178,29 @@ def test_spacy_is_taken_where_its_model_is_installed(monkeypatch):
     words._pipeline.cache_clear()
     assert [(one.text, one.root, one.chunker) for one in found] == [("the  dog", (5, 8), "spacy:en_core_web_sm 9.9")]
     assert found.skipped == 1
+
+
+def test_the_root_is_the_chunkers_and_no_attribute_of_itself(monkeypatch):
+    # "the rich" hangs on an adjective, "the big number 7" on a word in its middle.
+    tags = (
+        ("the", "DT", 0),
+        ("rich", "JJ", 0),
+        ("see", "VB", None),
+        ("the", "DT", 1),
+        ("big", "JJ", 1),
+        ("number", "NN", 1),
+    )
+    text, found = "", []
+    for word, tag, chunk in (*tags, ("7", "CD", 1)):
+        found.append(Word(word, len(text), len(text) + len(word), 0, tag, chunk, root=word in ("rich", "number")))
+        text += word + " "
+    monkeypatch.setattr("probe.grounding.phrases.tag_words", lambda text, chunker: Tagged(tuple(found), "by hand"))
+    phrases = noun_phrases(text)
+    assert [(one.text, text[slice(*one.root)]) for one in phrases] == [
+        ("the rich", "rich"),
+        ("the big number 7", "number"),
+    ]
+    assert [one.text for one in phrases.attributes] == ["big"]
 
 
 def test_given_phrases_stand_for_every_time_they_are_said():

@@ -136,6 +136,17 @@ def test_a_map_that_points_nowhere_is_explained():
     assert "points nowhere" in one.note
 
 
+def test_a_map_below_the_mean_everywhere_is_explained():
+    record = make_record()
+    assert _only(record).note == ""
+    for layer in record.layers:
+        layer.values[:, :, 1:3] *= 0.1
+    one = _only(record)
+    assert one.map.max() < 0
+    assert (one.point is None, "no patch more than the average token" in one.note) == (False, True)
+    assert one.mask[one.point]
+
+
 def test_the_noun_phrases_of_the_answer_by_default():
     record = make_record()
     found = attend_and_segment(record, IMAGE)

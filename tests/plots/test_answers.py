@@ -12,6 +12,7 @@ from PIL import Image
 import probe
 from probe.errors import InputError
 from probe.grounding.segment import attend_and_segment
+from probe.layout import PatchGrid
 from probe.plots.answers import COLOURS
 from tests.records import make_record
 
@@ -90,6 +91,36 @@ def test_a_phrase_without_a_point_is_still_in_the_sentence():
     ax = probe.plots.answer(record, IMAGE, phrases=["red circle"])
     assert _in_colour(ax, 0) == ["red", "circle"]
     assert not ax.lines
+
+
+def _rows(ax):
+    """The words of each row of the sentence, from left to right."""
+    [box] = [one for one in ax.get_children() if isinstance(one, AnnotationBbox)]
+    packed = box.offsetbox.get_children()[0].get_children()
+    return [["".join(part.get_text() for part in _texts(word)) for word in row.get_children()] for row in packed]
+
+
+def test_a_script_without_blanks_is_broken_into_lines_and_nothing_is_lost():
+    text = "红色的圆在左边" * 9
+    ax = probe.plots.answer(make_record(text=text, layers=1, heads=1), IMAGE, phrases=[(0, 4)])
+    rows = _rows(ax)
+    assert len(rows) > 1
+    assert "".join(word for row in rows for word in row).replace("1", "") == text
+
+
+def test_what_is_written_from_right_to_left_stands_so():
+    text = "كرة حمراء near red dogs"
+    ax = probe.plots.answer(make_record(text=text), IMAGE, phrases=["حمراء", "red"])
+    assert _rows(ax) == [["near", "red2", "dogs", "1حمراء", "كرة"]]
+    ax = probe.plots.answer(make_record(text="a dog شجرة كبيرة here"), IMAGE, phrases=["dog"])
+    assert _rows(ax) == [["a", "dog1", "كبيرة", "شجرة", "here"]]
+
+
+def test_cropped_pixels_are_hatched_and_named():
+    grid = PatchGrid((32, 48), (0.0, 16.0, 32.0), (8.0, 24.0, 40.0))
+    ax = probe.plots.answer(make_record(grid=grid), Image.new("RGB", (48, 32)), phrases=["circle"])
+    assert sorted(one.get_bbox().bounds for one in ax.patches) == [(0, 0, 8, 32), (40, 0, 8, 32)]
+    assert "hatched: cropped away, unseen" in " ".join(one.get_text() for one in _written(ax))
 
 
 def test_given_axes_are_used_and_another_image_is_refused():

@@ -49,7 +49,7 @@ def test_a_training_is_drawn_with_floor_chance_and_loss():
     assert set(lines(ax)["chance"].get_ydata()) == {0.06}
     [right] = [one for one in ax.figure.axes if one is not ax]
     assert np.array_equal(lines(right)["caption loss (right)"].get_ydata(), VALUES["caption_loss"])
-    assert "caption loss, nats a token" in right.get_ylabel()
+    assert right.get_ylabel() == "caption loss,\nnats a token"
     assert texts(ax) == ["minus mean", "floor: other phrase + paraphrase", "chance", "caption loss (right)"]
     assert "60 images" in ax.get_title()
 

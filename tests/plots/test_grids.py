@@ -49,7 +49,7 @@ def test_heads_says_what_it_shows() -> None:
     ax = probe.plots.heads(make_frame(VALUES))
     assert ax.get_title() == "pointing: 500 images, 1,432 phrases"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("head", "layer")
-    assert " ".join(ax.images[0].colorbar.ax.get_ylabel().split()) == "pointing (triangle: chance, 0.10)"
+    assert " ".join(ax.images[0].colorbar.ax.get_ylabel().split()) == "pointing; triangle: chance, 0.10"
     [marker] = [line for line in ax.images[0].colorbar.ax.lines if line.get_marker() == ">"]
     assert marker.get_ydata() == pytest.approx([0.1])
 

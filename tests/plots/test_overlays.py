@@ -93,6 +93,15 @@ def test_a_row_has_one_scale_and_one_bar() -> None:
     assert [len(ax.collections) for ax in axes] == [1, 0]  # one outline
 
 
+def test_words_said_several_times_have_titles_that_differ() -> None:
+    record = make_record(text="a red dog and a red dog")
+    axes = probe.plots.phrases(record, [("red dog", 0), ("red dog", -1), "and"], IMAGE)
+    assert [ax.get_title() for ax in axes] == ["red dog, 1st time", "red dog, 2nd time", "and"]
+    many = make_record(text=" ".join(["dog"] * 23))
+    axes = probe.plots.phrases(many, [("dog", index) for index in (2, 10, 11, 12, 20, 22)], IMAGE)
+    assert [ax.get_title().split()[1] for ax in axes] == ["3rd", "11th", "12th", "13th", "21st", "23rd"]
+
+
 @pytest.mark.parametrize("phrase", ["$x^2$", r"$\frac$", "_a_ {b", "50% \\alpha"])
 def test_words_are_never_read_as_formulas(phrase: str) -> None:
     record = make_record(text=f"see {phrase} now")
