@@ -64,7 +64,7 @@ def draw(data: Path = DATA, out: Path = HERE / "generation") -> tuple[Path, Path
     rows = -(-len(captions) // BLOCKS)
     side = WIDTH / (BLOCKS * len(names))
     with probe.plots.style():
-        figure = probe.plots.new_figure((rows * (side + 0.25) + 0.4, WIDTH))
+        figure = probe.plots.new_figure((rows * (side + 0.28) + 0.2, WIDTH))
         for block, part in enumerate(np.atleast_1d(figure.subfigures(1, BLOCKS))):
             axes = part.subplots(rows, len(names), squeeze=False)
             for row, line in enumerate(axes):
@@ -90,7 +90,17 @@ def show_row(line: Any, grid: Any, captions: list[str], names: list[str], *, num
         ax.spines[:].set(visible=True, color="0.6")
         ax.set_xlabel(name, fontsize=5, labelpad=1)
     if number < len(captions):
-        line[0].set_title(textwrap.fill(captions[number], LINE), fontsize=5.5, loc="left", pad=2)
+        line[0].set_title("\n", fontsize=5.5, pad=2)  # room for two lines, however wide the caption
+        above = line[0].annotate(
+            textwrap.fill(captions[number], LINE),
+            (0, 1),
+            xytext=(0, 2.5),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="bottom",
+            fontsize=5.5,
+        )
+        above.set_in_layout(False)  # it reaches over the pictures beside, which need not move away
 
 
 def main() -> None:

@@ -156,11 +156,20 @@ def _source(recorder: Recorder, preparation: Preparation) -> Source:
         dtype=recorder.dtype,
         preparation=preparation.steps,
         prompt=prompt,
+        ablation="; ".join(recorder.edits),
     )
 
 
 def make_source(
-    model: Any, family: Family, *, tap: str, kernel: str, dtype: torch.dtype | None, preparation: str, prompt: str = ""
+    model: Any,
+    family: Family,
+    *,
+    tap: str,
+    kernel: str,
+    dtype: torch.dtype | None,
+    preparation: str,
+    prompt: str = "",
+    ablation: str = "",
 ) -> Source:
     """Where a record of this transformers model comes from."""
     import transformers
@@ -182,5 +191,5 @@ def make_source(
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        ablation="; ".join(recorder.edits),
+        ablation=ablation,
     )
