@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ HERE = Path(__file__).parent
 DATA = HERE / "data"
 CLIP, DIFFUSION = "lab/clip", "lab/diffusion"
 SCENES = 200
-#: The test scene that is drawn, taken for its four shapes and colours, and which of its phrases.
-SCENE, PHRASE = 4, 0
+#: The test scene that is drawn, taken for its four shapes and colours, and which of its phrases, the only large one.
+SCENE, PHRASE = 4, 3
 #: Numbers of the scheduler's 1,000, from hardly any noise to hardly any image; one draw, the same for every scene.
 TIMESTEPS = (1, 100, 200, 300, 500, 700, 900)
 SEED = 0
 METRIC = "pointing"
 WIDTH = 6.9  # inches: both columns of a paper
-HEIGHTS = (3.75, 1.85, 3.0)  # of the three rows, in inches
+HEIGHTS = (3.6, 1.85, 3.0)  # of the three rows, in inches
 
 
 def record(data: Path = DATA, *, scenes: int = SCENES) -> None:
@@ -48,7 +49,9 @@ def record(data: Path = DATA, *, scenes: int = SCENES) -> None:
     examples = list(read_lab(limit=scenes))
     write_table(score_examples(clip, examples, metric=METRIC).to_frame(), data / "encoders-clip.csv")
 
-    found = examples_denoised(diffusion, tracked(examples, what="denoising", total=scenes), timesteps=TIMESTEPS, seed=SEED)
+    found = examples_denoised(
+        diffusion, tracked(examples, what="denoising", total=scenes), timesteps=TIMESTEPS, seed=SEED
+    )
     with threads_for(diffusion.model):
         # Means over heads: all that is drawn, in a quarter of the memory.
         read = [(one.mean("head"), masks) for one, masks in found]
@@ -90,25 +93,32 @@ def draw(data: Path = DATA, out: Path = HERE / "encoders") -> tuple[Path, Path]:
     records = {name: probe.load(data / f"encoders-{name}.safetensors") for name in ("clip", "diffusion")}
     image = probe.read_image(data / "encoders.png")
     mask = np.asarray(Image.open(data / "encoders-mask.png")) > 0
+    phrase, layers = facts["phrase"], by_timestep(tables["diffusion"])
+    highest = max(table[table["kind"] == "head"]["value"].max() for table in (tables["clip"], layers))
+    limits = (0.0, float(np.ceil(10 * highest) / 10))  # one scale for both grids
     with probe.plots.style():
         figure = probe.plots.new_figure((sum(HEIGHTS), WIDTH))
-        top, middle, bottom = figure.subfigures(3, 1, height_ratios=HEIGHTS)
-        left, right = top.subfigures(1, 2, width_ratios=[1.12, 1])
-        heading(left, f"a  CLIP: parts of its similarity with {facts['phrase']!r}")
-        draw_heads(left, records["clip"], image, mask)
-        heading(right, "b  How often each head points at its phrase")
-        draw_grid(right.subplots(), head_table(tables["clip"]))
-        heading(middle, f"c  U-Net: cross-attention of the words {facts['phrase']!r}, as noise is put on the image")
-        strip = middle.subplots(1, len(facts["timesteps"]))
-        probe.plots.filmstrip(
-            records["diffusion"], facts["phrase"], image, over="timestep", mask=mask, axes=strip, smooth=False
+        rows = figure.subfigures(3, 1, height_ratios=HEIGHTS)
+        left, right = rows[0].subfigures(1, 2, width_ratios=[1.4, 1])
+        heading(
+            left,
+            f"a  CLIP: what patches add to its similarity with \N{LEFT DOUBLE QUOTATION MARK}{phrase}\N{RIGHT DOUBLE QUOTATION MARK}",
         )
-        left, right = bottom.subfigures(1, 2, width_ratios=[1.12, 1])
-        heading(left, "d  How often the mean map points, by noise")
+        draw_parts(left, records["clip"], image, mask)
+        heading(right, "b  CLIP: how often a head points right")
+        draw_grid(right.subplots(), tables["clip"], limits=limits)
+        heading(
+            rows[1],
+            f"c  U-Net: cross-attention to the words of \N{LEFT DOUBLE QUOTATION MARK}{phrase}\N{RIGHT DOUBLE QUOTATION MARK}, the more noise the further right",
+        )
+        strip = rows[1].subplots(1, len(facts["timesteps"]))
+        probe.plots.filmstrip(records["diffusion"], phrase, image, over="timestep", mask=mask, axes=strip, smooth=False)
+        left, right = rows[2].subfigures(1, 2, width_ratios=[1.2, 1])
+        heading(left, "d  U-Net: how often its mean map points right")
         draw_curve(left.subplots(), tables["timesteps"], oracle=row_of(tables["diffusion"], "oracle_patch"))
-        heading(right, "e  Each layer (mean over its heads)")
-        draw_layers(right.subplots(), tables["diffusion"])
-        bottom.supxlabel(note(facts, tables), fontsize=6, color="0.4", parse_math=False)
+        heading(right, "e  U-Net: each layer, mean over heads")
+        draw_grid(right.subplots(), layers, limits=limits, across="timestep")
+        figure.supxlabel(note(facts, tables), fontsize=6, color="0.4", parse_math=False)
         return probe.plots.save_figure(figure, out)
 
 
@@ -116,59 +126,70 @@ def heading(part: Any, text: str) -> None:
     part.suptitle(text, x=0.005, ha="left", fontsize=8, fontweight="bold", parse_math=False)
 
 
-def draw_heads(part: Any, record: probe.AttentionRecord, image: Image.Image, mask: np.ndarray) -> None:
-    """Draws the phrase's map of every layer (row) and head (col), all on one scale with 0 in its middle."""
+def draw_parts(part: Any, record: probe.AttentionRecord, image: Image.Image, mask: np.ndarray) -> None:
+    """Draws the image, the sum over all heads, and each layer (row) and head (col), on one scale with 0 in its middle."""
     heads = record.layers[0].heads
-    axes = part.subplots(len(record.layers), len(heads))
-    maps = [
-        [phrase_map(record.select(layers=i, heads=j), reading="minus mean", view=None) for j in range(len(heads))]
-        for i in range(len(record.layers))
+    shape = (len(record.layers), len(heads))
+    each = [
+        replace(phrase_map(record.select(layers=i, heads=j), reading="minus mean", view=None), detail="")
+        for i, j in np.ndindex(shape)
     ]
-    every = [one for row in maps for one in row]
-    scale, pixels = map_limits(None, every), muted_pixels(image, record.image_size)
+    # Parts of a sum: unlike a mean it lies on the scale of its parts.
+    total = replace(each[0], values=sum(one.values for one in each))
+    scale, pixels = map_limits(None, [total, *each]), muted_pixels(image, record.image_size)
     outline = mask_pixels(mask, record.image_size)
-    for (i, j), ax in np.ndenumerate(axes):
-        draw_map(ax, maps[i][j], pixels, outline, scale, smooth=False, title=f"head {heads[j]}" if i == 0 else "")
+    half = shape[0] // 2
+    grid = part.add_gridspec(shape[0], half + shape[1])
+    shown = part.add_subplot(grid[:half, :half])
+    shown.imshow(np.asarray(image), extent=(0, image.width, image.height, 0))
+    shown.set(xticks=[], yticks=[], title="the image")
+    shown.spines[:].set(visible=True, color="0.6")
+    summed = part.add_subplot(grid[half:, :half])
+    draw_map(summed, total, pixels, outline, scale, smooth=False, title=f"sum of all {len(each)} heads")
+    drawn = [shown, summed]
+    for (i, j), one in zip(np.ndindex(shape), each, strict=True):
+        ax = part.add_subplot(grid[i, half + j])
+        draw_map(ax, one, pixels, outline, scale, smooth=False, title=f"head {heads[j]}" if i == 0 else "")
         ax.set_ylabel(f"layer {i}" if j == 0 else "")
-    shared_bar(list(axes.flat), scale, every, pixels, location="bottom", notes=("outline: true mask",))
+        drawn.append(ax)
+    shared_bar(drawn, scale, [total, *each], pixels, location="bottom", notes=("one scale; outline: true mask",))
 
 
-def draw_grid(ax: Axes, table: pd.DataFrame) -> None:
-    probe.plots.heads(table, metric=METRIC, ax=ax)
-    ax.set_title("")
+def draw_grid(ax: Axes, table: pd.DataFrame, *, limits: tuple[float, float], across: str = "head") -> None:
+    probe.plots.heads(table, metric=METRIC, ax=ax, limits=limits)
+    ax.set(title="", xlabel=across)
+    names = list(dict.fromkeys(table[table["kind"] == "head"]["name"]))
+    if across == "timestep":
+        ax.set_yticks(range(len(names)), [short_name(one) for one in names])
+        ax.set_ylabel("")
 
 
-def head_table(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["metric"] == METRIC]
-
-
-def draw_curve(ax: Axes, table: pd.DataFrame, *, oracle: pd.Series) -> None:
-    ax.axhline(oracle["value"], color="0.6", linewidth=0.8, linestyle=(0, (5, 2)), label="oracle patch", zorder=0)
-    probe.plots.emergence(table, ax=ax)
-    ax.set_title("")
-    ax.set_ylim(0, 1.04)
-
-
-def draw_layers(ax: Axes, table: pd.DataFrame) -> None:
-    """Draws each layer's pointing at each timestep, of the mean of its heads."""
+def by_timestep(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of each layer at each timestep, with the timestep where the grid of heads has the head; and chance."""
     each = table[table["kind"] == "head at timestep"]
-    # The grid of heads, with timesteps where heads would be.
-    probe.plots.heads(pd.concat([each.assign(kind="head", head=each["timestep"]), chance_of(table)]), ax=ax)
-    ax.set_title("")
-    names = list(dict.fromkeys(each["name"]))
-    ax.set_yticks(range(len(names)), [short_name(one) for one in names])
-    ax.set(xlabel="timestep", ylabel="")
-
-
-def chance_of(table: pd.DataFrame) -> pd.DataFrame:
-    return table[(table["name"] == "chance") & (table["metric"] == METRIC)]
+    chance = table[(table["metric"] == METRIC) & (table["name"] == "chance")]
+    return pd.concat([each.assign(kind="head", head=each["timestep"]), chance], ignore_index=True)
 
 
 def short_name(path: str) -> str:
-    """ "down 0", "mid" or "up 1.0": the block, and which attention in it."""
-    block, *rest = path.split("_block", 1)
-    numbers = [one for one in path.split(".") if one.isdigit()]
-    return f"{block} {'.'.join(numbers[:2])}" if rest and numbers and block != "mid" else block
+    """A U-Net's block, and which attention in it: "down 0.0", "mid" or "up 1.0"."""
+    block, rest = path.split("_block", 1)
+    numbers = [one for one in rest.split(".") if one.isdigit()]
+    return block if block == "mid" else f"{block} {'.'.join(numbers[:2])}"
+
+
+def draw_curve(ax: Axes, table: pd.DataFrame, *, oracle: pd.Series) -> None:
+    probe.plots.emergence(table, ax=ax)
+    ax.axhline(oracle["value"], color="0.6", linewidth=0.8, linestyle=(0, (5, 2)), label="oracle patch", zorder=0)
+    ax.set(title="", ylim=(0, 1.04))
+    # Below the curve is room, and the legend's own place is the note's.
+    ax.legend(
+        loc="center left",
+        bbox_to_anchor=(0.01, 0.33),
+        fontsize=6.5,
+        title="filled: beats floor and chance",
+        title_fontsize=6.5,
+    )
 
 
 def row_of(table: pd.DataFrame, name: str) -> pd.Series:
@@ -181,11 +202,21 @@ def interval(row: pd.Series) -> str:
 
 def note(facts: dict[str, Any], tables: dict[str, pd.DataFrame]) -> str:
     """What stands below the picture: who, how many, what was read, and what chance and an oracle reach."""
-    clip, unet = tables["clip"], tables["diffusion"]
-    lines = [
-        f"CLIP has no attention from text to patches: contributions, minus their mean over the {facts['phrases']} phrases."
-    ]
-    return "\n".join(lines)
+    clip, unet = (row_of(tables[name], "minus_mean") for name in ("clip", "diffusion"))
+    known = {
+        name: f"chance {row_of(tables[name], 'chance')['value']:.2f}, oracle patch {row_of(tables[name], 'oracle_patch')['value']:.2f}"
+        for name in ("clip", "diffusion")
+    }
+    return "\n".join(
+        [
+            f"a, c: scene {facts['scene']} of the test split, \N{LEFT DOUBLE QUOTATION MARK}{facts['caption']}\N{RIGHT DOUBLE QUOTATION MARK}. CLIP has no attention from text to "
+            f"patches: these are contributions, signed parts of its similarity.",
+            f"b, d, e: {facts['clip']} and {facts['diffusion']}, {clip['phrases']:,} phrases of {clip['images']:,} unseen scenes; 95 % intervals over "
+            f"scenes (of e in its table); one draw of noise (seed {facts['seed']}), the same for all.",
+            f"Mean over all layers and heads: CLIP {interval(clip)} ({known['clip']}), U-Net, all timesteps, {interval(unet)} ({known['diffusion']}).",
+            "Every map minus its mean: over the caption's phrases (CLIP), over its words (U-Net). Timesteps are of 1,000, from no noise to nothing else.",
+        ]
+    )
 
 
 def main() -> None:

@@ -294,7 +294,14 @@ def shared_bar(
     )
     bar.outline.set_linewidth(0.5)
     below = f"below {scale[0]:g} not drawn" if under and not signed else ""
-    room = sum(points(ax, "width") for ax in axes) if across else points(axes[0], "height")
+    room = _across(axes) if across else points(axes[0], "height")
     texts = (found[0].label, "; ".join(one for one in (found[0].detail, below) if one), "; ".join(notes))
     lines = [line for text in texts for line in wrapped(text, room)]
     bar.set_label("\n".join(lines), fontsize=7, parse_math=False)
+
+
+def _across(axes: Sequence[Axes]) -> float:
+    """Points that the Axes have side by side: those of one row, however many rows there are."""
+    boxes = [ax.get_window_extent() for ax in axes]
+    span = (max(one.x1 for one in boxes) - min(one.x0 for one in boxes)) / axes[0].figure.dpi * 72
+    return min(span, sum(points(ax, "width") for ax in axes))
