@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,16 @@ HERE = Path(__file__).parent
 DATA = HERE / "data"
 CLIP, DIFFUSION = "lab/clip", "lab/diffusion"
 SCENES = 200
-#: The test scene that is drawn, taken for its four shapes and colours, and which of its phrases, the only large one.
-SCENE, PHRASE = 4, 3
+#: The first test scene without purple and orange, which are the colours of contributions; and the last of its phrases.
+SCENE, PHRASE = 1, -1
 #: Numbers of the scheduler's 1,000, from hardly any noise to hardly any image; one draw, the same for every scene.
 TIMESTEPS = (1, 100, 200, 300, 500, 700, 900)
 SEED = 0
 METRIC = "pointing"
+#: What stands below the maps of single heads.
+PARTS = "CLIP has no attention from text to patches: contributions minus their mean over the phrases"
 WIDTH = 6.9  # inches: both columns of a paper
-HEIGHTS = (3.6, 1.85, 3.0)  # of the three rows, in inches
+HEIGHTS = (3.7, 2.1, 2.8)  # of the three rows, in inches
 
 
 def record(data: Path = DATA, *, scenes: int = SCENES) -> None:
@@ -98,28 +101,29 @@ def draw(data: Path = DATA, out: Path = HERE / "encoders") -> tuple[Path, Path]:
     limits = (0.0, float(np.ceil(10 * highest) / 10))  # one scale for both grids
     with probe.plots.style():
         figure = probe.plots.new_figure((sum(HEIGHTS), WIDTH))
-        rows = figure.subfigures(3, 1, height_ratios=HEIGHTS)
-        left, right = rows[0].subfigures(1, 2, width_ratios=[1.4, 1])
-        heading(
-            left,
-            f"a  CLIP: what patches add to its similarity with \N{LEFT DOUBLE QUOTATION MARK}{phrase}\N{RIGHT DOUBLE QUOTATION MARK}",
-        )
+        top, middle, bottom = figure.subfigures(3, 1, height_ratios=HEIGHTS)
+        left, right = top.subfigures(1, 2, width_ratios=[1.5, 1])
+        heading(left, f"a  CLIP: parts of its similarity with {quoted(phrase)}")
         draw_parts(left, records["clip"], image, mask)
-        heading(right, "b  CLIP: how often a head points right")
+        heading(right, "b  CLIP: how often heads point right")
         draw_grid(right.subplots(), tables["clip"], limits=limits)
-        heading(
-            rows[1],
-            f"c  U-Net: cross-attention to the words of \N{LEFT DOUBLE QUOTATION MARK}{phrase}\N{RIGHT DOUBLE QUOTATION MARK}, the more noise the further right",
-        )
-        strip = rows[1].subplots(1, len(facts["timesteps"]))
+        heading(middle, f"c  U-Net: cross-attention to {quoted(phrase)}, the more noise the further right")
+        strip = middle.subplots(1, len(facts["timesteps"]))
         probe.plots.filmstrip(records["diffusion"], phrase, image, over="timestep", mask=mask, axes=strip, smooth=False)
-        left, right = rows[2].subfigures(1, 2, width_ratios=[1.2, 1])
+        left, right = bottom.subfigures(1, 2, width_ratios=[1, 1.12])
         heading(left, "d  U-Net: how often its mean map points right")
         draw_curve(left.subplots(), tables["timesteps"], oracle=row_of(tables["diffusion"], "oracle_patch"))
         heading(right, "e  U-Net: each layer, mean over heads")
-        draw_grid(right.subplots(), layers, limits=limits, across="timestep")
+        ax = right.subplots()
+        draw_grid(ax, layers, limits=limits, across="timestep")
+        ax.set_yticks(range(len(records["diffusion"].layers)), [described(one) for one in records["diffusion"].layers])
+        ax.set_ylabel("")
         figure.supxlabel(note(facts, tables), fontsize=6, color="0.4", parse_math=False)
         return probe.plots.save_figure(figure, out)
+
+
+def quoted(words: str) -> str:
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{words}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
 def heading(part: Any, text: str) -> None:
@@ -127,41 +131,37 @@ def heading(part: Any, text: str) -> None:
 
 
 def draw_parts(part: Any, record: probe.AttentionRecord, image: Image.Image, mask: np.ndarray) -> None:
-    """Draws the image, the sum over all heads, and each layer (row) and head (col), on one scale with 0 in its middle."""
+    """Draws the image and the sum over all heads, and beside them each layer (row) and head (col), on one scale around 0."""
     heads = record.layers[0].heads
     shape = (len(record.layers), len(heads))
     each = [
-        replace(phrase_map(record.select(layers=i, heads=j), reading="minus mean", view=None), detail="")
+        replace(phrase_map(record.select(layers=i, heads=j), reading="minus mean", view=None), label=PARTS, detail="")
         for i, j in np.ndindex(shape)
     ]
-    # Parts of a sum: unlike a mean it lies on the scale of its parts.
-    total = replace(each[0], values=sum(one.values for one in each))
-    scale, pixels = map_limits(None, [total, *each]), muted_pixels(image, record.image_size)
-    outline = mask_pixels(mask, record.image_size)
-    half = shape[0] // 2
-    grid = part.add_gridspec(shape[0], half + shape[1])
-    shown = part.add_subplot(grid[:half, :half])
+    total = replace(each[0], values=np.sum([one.values for one in each], axis=0), label="their sum")
+    pixels, outline = muted_pixels(image, record.image_size), mask_pixels(mask, record.image_size)
+    left, right = part.subfigures(1, 2, width_ratios=[1, 2.9])
+    shown, summed = left.subplots(2, 1)
     shown.imshow(np.asarray(image), extent=(0, image.width, image.height, 0))
     shown.set(xticks=[], yticks=[], title="the image")
     shown.spines[:].set(visible=True, color="0.6")
-    summed = part.add_subplot(grid[half:, :half])
-    draw_map(summed, total, pixels, outline, scale, smooth=False, title=f"sum of all {len(each)} heads")
-    drawn = [shown, summed]
+    # A scale of its own: a sum of many parts would leave each of them pale.
+    scale = map_limits(None, [total])
+    draw_map(summed, total, pixels, outline, scale, smooth=False, title=f"all {len(each)} heads")
+    shared_bar([summed], scale, [total], pixels, location="bottom")
+    scale = map_limits(None, each)
+    axes = right.subplots(*shape)
     for (i, j), one in zip(np.ndindex(shape), each, strict=True):
-        ax = part.add_subplot(grid[i, half + j])
-        draw_map(ax, one, pixels, outline, scale, smooth=False, title=f"head {heads[j]}" if i == 0 else "")
-        ax.set_ylabel(f"layer {i}" if j == 0 else "")
-        drawn.append(ax)
-    shared_bar(drawn, scale, [total, *each], pixels, location="bottom", notes=("one scale; outline: true mask",))
+        draw_map(axes[i, j], one, pixels, outline, scale, smooth=False, title=f"head {heads[j]}" if i == 0 else "")
+        axes[i, j].set_ylabel(f"layer {i}" if j == 0 else "")
+    notes = ("one scale; outline: true mask",)
+    shared_bar(list(axes.flat), scale, each, pixels, location="bottom", notes=notes)
 
 
 def draw_grid(ax: Axes, table: pd.DataFrame, *, limits: tuple[float, float], across: str = "head") -> None:
-    probe.plots.heads(table, metric=METRIC, ax=ax, limits=limits)
+    # Intervals have room in the smaller grid alone.
+    probe.plots.heads(table, metric=METRIC, ax=ax, limits=limits, intervals=across == "head")
     ax.set(title="", xlabel=across)
-    names = list(dict.fromkeys(table[table["kind"] == "head"]["name"]))
-    if across == "timestep":
-        ax.set_yticks(range(len(names)), [short_name(one) for one in names])
-        ax.set_ylabel("")
 
 
 def by_timestep(table: pd.DataFrame) -> pd.DataFrame:
@@ -171,25 +171,21 @@ def by_timestep(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([each.assign(kind="head", head=each["timestep"]), chance], ignore_index=True)
 
 
-def short_name(path: str) -> str:
-    """A U-Net's block, and which attention in it: "down 0.0", "mid" or "up 1.0"."""
-    block, rest = path.split("_block", 1)
+def described(layer: probe.LayerAttention) -> str:
+    """A U-Net's block, which attention in it, and its patches: "down 0.0 16x16", "mid 4x4"."""
+    block, rest = layer.name.split("_block", 1)
     numbers = [one for one in rest.split(".") if one.isdigit()]
-    return block if block == "mid" else f"{block} {'.'.join(numbers[:2])}"
+    name = block if block == "mid" else f"{block} {'.'.join(numbers[:2])}"
+    return f"{name} {layer.grid.shape[0]}\N{MULTIPLICATION SIGN}{layer.grid.shape[1]}"
 
 
 def draw_curve(ax: Axes, table: pd.DataFrame, *, oracle: pd.Series) -> None:
     probe.plots.emergence(table, ax=ax)
     ax.axhline(oracle["value"], color="0.6", linewidth=0.8, linestyle=(0, (5, 2)), label="oracle patch", zorder=0)
     ax.set(title="", ylim=(0, 1.04))
-    # Below the curve is room, and the legend's own place is the note's.
-    ax.legend(
-        loc="center left",
-        bbox_to_anchor=(0.01, 0.33),
-        fontsize=6.5,
-        title="filled: beats floor and chance",
-        title_fontsize=6.5,
-    )
+    # Below the curve is room.
+    look: dict[str, Any] = {"fontsize": 6, "title_fontsize": 6, "alignment": "left"}
+    ax.legend(loc="center left", bbox_to_anchor=(0.01, 0.33), title="filled: beats floor and chance", **look)
 
 
 def row_of(table: pd.DataFrame, name: str) -> pd.Series:
@@ -202,21 +198,25 @@ def interval(row: pd.Series) -> str:
 
 def note(facts: dict[str, Any], tables: dict[str, pd.DataFrame]) -> str:
     """What stands below the picture: who, how many, what was read, and what chance and an oracle reach."""
-    clip, unet = (row_of(tables[name], "minus_mean") for name in ("clip", "diffusion"))
-    known = {
-        name: f"chance {row_of(tables[name], 'chance')['value']:.2f}, oracle patch {row_of(tables[name], 'oracle_patch')['value']:.2f}"
-        for name in ("clip", "diffusion")
+    rows = {name: row_of(tables[name], "minus_mean") for name in ("clip", "diffusion")}
+    beside = {
+        name: " and ".join(
+            f"{one.split('_')[0]} {row_of(tables[name], one)['value']:.2f}" for one in ("chance", "oracle_patch")
+        )
+        for name in rows
     }
-    return "\n".join(
-        [
-            f"a, c: scene {facts['scene']} of the test split, \N{LEFT DOUBLE QUOTATION MARK}{facts['caption']}\N{RIGHT DOUBLE QUOTATION MARK}. CLIP has no attention from text to "
-            f"patches: these are contributions, signed parts of its similarity.",
-            f"b, d, e: {facts['clip']} and {facts['diffusion']}, {clip['phrases']:,} phrases of {clip['images']:,} unseen scenes; 95 % intervals over "
-            f"scenes (of e in its table); one draw of noise (seed {facts['seed']}), the same for all.",
-            f"Mean over all layers and heads: CLIP {interval(clip)} ({known['clip']}), U-Net, all timesteps, {interval(unet)} ({known['diffusion']}).",
-            "Every map minus its mean: over the caption's phrases (CLIP), over its words (U-Net). Timesteps are of 1,000, from no noise to nothing else.",
-        ]
-    )
+    counts = f"{rows['clip']['phrases']:,} phrases of {rows['clip']['images']:,} unseen scenes"
+    parts = [
+        "CLIP has no attention from text to patches: a and b are of contributions, signed parts of its own similarity, minus their "
+        "mean over the caption's phrases; c to e of attention minus its mean over the caption's words.",
+        f"a, c: scene {facts['scene']} of the test split, {quoted(facts['caption'])}. b, d, e: {facts['clip']} and "
+        f"{facts['diffusion']}, {counts}; intervals of 95 % over scenes (those of e are in its table).",
+        f"Maps of all layers and heads point right {interval(rows['clip'])} of the time (CLIP; {beside['clip']}) and "
+        f"{interval(rows['diffusion'])} (U-Net, mean of these timesteps; {beside['diffusion']}).",
+        f"Timesteps are of 1,000, the last all noise; one draw of noise (seed {facts['seed']}), the same for every scene. "
+        "Coarse patches are larger than most objects, and count where their centre lies in one.",
+    ]
+    return textwrap.fill(" ".join(parts), 165)
 
 
 def main() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,9 +10,11 @@ import torch
 from torch import Tensor
 
 from probe.errors import InputError, did_you_mean
-from probe.layout import REST_PLACES, Indices, PatchGrid, resolve_indices
+from probe.layers import LayerAttention
+from probe.layout import Indices, resolve_indices
 from probe.provenance import Certificate, Source
-from probe.text import phrase_span, shorten
+from probe.summaries import summary_html, summary_text
+from probe.text import phrase_span
 
 __all__ = ["AttentionRecord", "LayerAttention"]
 
@@ -23,56 +23,6 @@ QueryKind = Literal[
     "generated token", "prompt token", "class token", "pooling query", "text token", "caption token", "patch"
 ]
 Dimension = Literal["layer", "timestep", "head", "token"]
-
-
-@dataclass(frozen=True, eq=False)
-class LayerAttention:
-    """One attention module, seen through one view of the image.
-
-    Attributes
-    ----------
-    name : the module's path in the model.
-    view : "image 0", "thumbnail", "tile 2", ...
-    grid : which rectangle of the image each (row, col) covers.
-    values : (timestep, head, token, row, col) float32 (float64 for a float64 model).
-    token_mean : (timestep, head, row, col), mean over *all* tokens of the answer, whatever was selected since.
-    rest : (timestep, head, token, place), mass elsewhere; places are ``probe.layout.REST_PLACES``.
-    heads : the model's own number of each head in ``values``; -1 for a mean over heads.
-    timesteps : the scheduler's number of each timestep in ``values``; -1 for a mean, and where a model has none.
-    """
-
-    name: str
-    view: str
-    grid: PatchGrid
-    values: Tensor
-    token_mean: Tensor
-    rest: Tensor
-    heads: tuple[int, ...] = ()
-    timesteps: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.heads and self.values.ndim == 5:
-            object.__setattr__(self, "heads", tuple(range(self.values.shape[1])))
-        if not self.timesteps and self.values.ndim == 5:
-            object.__setattr__(self, "timesteps", (-1,) * self.values.shape[0])
-        steps, heads, tokens = self.values.shape[:3] if self.values.ndim == 5 else (-1, -1, -1)
-        expected = {
-            "values": (steps, heads, tokens, *self.grid.shape),
-            "token_mean": (steps, heads, *self.grid.shape),
-            "rest": (steps, heads, tokens, len(REST_PLACES)),
-        }
-        for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape or len(self.heads) != heads or len(self.timesteps) != steps:
-                raise InputError(
-                    f"Layer {self.name!r}: {name} has shape {found} with {len(self.heads)} head numbers and "
-                    f"{len(self.timesteps)} timestep numbers; expected {shape} as (timestep, head, token, row, col), without token "
-                    "for token_mean and with place for rest."
-                )
-
-    def _map(self, change: Callable[[Tensor], Tensor], **numbers: tuple[int, ...]) -> LayerAttention:
-        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in ("values", "token_mean", "rest")}
-        return replace(self, **(changed | numbers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,9 +158,14 @@ class AttentionRecord:
         if "minus mean" in self.history:
             return self
         if len(self.tokens) == 1 and all(_negligible(one.values[:, :, 0], one.token_mean) for one in self.layers):
+            if self.quantity == "contribution":
+                why = "is the only text that the image was compared with"
+                advice = 'name something else to compare with, such as "a red circle and a blue square"'
+            else:
+                why, advice = "is the whole answer", "record a longer answer"
             raise InputError(
-                f"The only token here ({self.tokens[0]!r}) is the whole answer, and a map minus its own mean is zero everywhere; "
-                "record a longer answer, or use the map without the subtraction."
+                f"The only token here ({self.tokens[0]!r}) {why}, and a map minus its own mean is zero everywhere; {advice}, or "
+                "use the map without the subtraction."
             )
         layers = tuple(
             replace(one, values=one.values - one.token_mean[:, :, None], token_mean=torch.zeros_like(one.token_mean))
@@ -346,39 +301,11 @@ class AttentionRecord:
         """The record with its tensors moved, as ``torch.Tensor.to`` would move them."""
         return replace(self, layers=tuple(one._map(lambda t: t.to(*args, **kwargs)) for one in self.layers))
 
-    def _summary(self) -> dict[str, str]:
-        def several(found: set[Any]) -> str:
-            return " or ".join(sorted(str(one) for one in found))
-
-        size = sum(t.numel() * t.element_size() for one in self.layers for t in (one.values, one.token_mean, one.rest))
-        row = f", {self.query_row} rows" if self.query_row else ""
-        checked = "passed" if self.certificate.passed else "off" if self.certificate.verify == "off" else "FAILED"
-        ablation = {"ablation": self.source.ablation} if self.source.ablation else {}
-        return {
-            "layers": str(len(self.layers)),
-            "timesteps": several({one.values.shape[0] for one in self.layers}),
-            "heads": several({one.values.shape[1] for one in self.layers}),
-            "tokens": str(len(self.tokens)),
-            "grid": several({f"{one.grid.shape[0]} x {one.grid.shape[1]}" for one in self.layers}),
-            "image": f"{self.image_size[0]} x {self.image_size[1]} (height x width)",
-            "quantity": f"{self.quantity} of each {self.query_kind}{row}" + "".join(f", {one}" for one in self.history),
-            "certificate": f"{checked}, largest error {self.certificate.max_error:.1e} in {self.certificate.rows} rows",
-            **ablation,
-            "memory": f"{size / 1e6:.1f} MB",
-            "text": shorten(self.text, 70),
-        }
-
     def __repr__(self) -> str:
-        parts = self._summary()
-        head = ", ".join(f"{parts[name]} {name}" for name in ("layers", "timesteps", "heads", "tokens"))
-        tail = "".join(f"\n  {name}: {value}" for name, value in list(parts.items())[4:])
-        return f"AttentionRecord({head}){tail}"
+        return summary_text(self)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._summary().items()
-        )
-        return f"<table><caption>AttentionRecord</caption>{rows}</table>"
+        return summary_html(self)
 
 
 def _negligible(found: Tensor, expected: Tensor, *, level: Tensor | None = None) -> bool:

@@ -54,8 +54,10 @@ def require_fitting(subject: Subject, **given: tuple[Any, Any]) -> None:
 
 def compare_phrases(subject: Subject, image: Any, text: str, **options: Any) -> AttentionRecord:
     """What each patch adds to the similarity with each noun phrase of a text, or with the whole text where it has none."""
-    if not text.strip():
-        raise InputError("The text to compare the image with is empty; name what to look for, such as 'a red circle'.")
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(
+            f"There is no text to compare the image with, found {text!r}; name what to look for, such as 'a red circle'."
+        )
     phrases: Sequence[Any] = [(one.start, one.end) for one in noun_phrases(text)] or [text.strip()]
     return contributions(subject, image, phrases, text=text, **options)
 

@@ -205,6 +205,8 @@ def profile_examples(
     """
     from probe.analysis.profiles import profile
 
+    if over == "timestep" and subject.family.kind != "diffusion":
+        require_fitting(subject, over=(over, "layer"))
     chosen = _reading(subject, reading, quantity)
     options: dict[str, Any] = {"quantity": quantity, "timesteps": timesteps, "seed": seed}
     first, second = tee(_read_examples(subject, examples, prompt=prompt, verify="sample", **options))
@@ -239,9 +241,10 @@ def _read_examples(
     if kind != "image encoder":
         require_fitting(subject, quantity=(quantity, None))
     if kind == "image encoder":
+        require_fitting(subject, verify=(verify, verify if verify == "all" else "sample"))
         yield from examples_compared(subject, examples, quantity=quantity or "contribution")
     elif kind == "diffusion":
-        steps = (100,) if timesteps is None else tuple(timesteps)
+        steps = (100,) if timesteps is None else timesteps
         yield from examples_denoised(subject, examples, timesteps=steps, seed=seed, verify=verify)
     else:
         yield from _examples_answered(subject, examples, prompt=prompt, verify=verify)

@@ -43,6 +43,7 @@ class Structure:
     query_kind: str
     softmax_over: str | None
     query_row: str | None
+    ablation: str
 
     @classmethod
     def of(cls, record: AttentionRecord) -> Structure:
@@ -77,6 +78,7 @@ class Structure:
             record.query_kind,
             record.softmax_over,
             record.query_row,
+            record.source.ablation,
         )
 
     def require_like(self, first: Structure) -> None:
@@ -89,7 +91,7 @@ class Structure:
                 f"the record has {described[0]} but image 0 has {described[1]}{named}; all records of one table must come "
                 "from the same layers and heads of one model: select() the same in each."
             )
-        for name in ("quantity", "query_kind", "softmax_over", "query_row", "timesteps"):
+        for name in ("quantity", "query_kind", "softmax_over", "query_row", "timesteps", "ablation"):
             here, there = getattr(self, name), getattr(first, name)
             if here != there:
                 raise InputError(

@@ -205,6 +205,11 @@ def _require_subject(subject: Any, asked: str) -> None:
         raise InputError(
             f"{asked}() needs a Subject, found a {type(subject).__name__}; make one with probe.load_model(...)."
         )
+    if subject.family.kind != "language model":
+        raise InputError(
+            f"{asked}() works on a language model's heads, and {subject.name!r} ({subject.family.name}) has no language model; give "
+            "a vision-language model such as LLaVA."
+        )
 
 
 def _require_reference(subject: Subject, how: Any, reference: Any, layers: Iterable[int]) -> None:

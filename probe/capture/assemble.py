@@ -22,7 +22,7 @@ from probe.text import shorten
 if TYPE_CHECKING:
     from probe.capture.recorder import Recorder
 
-__all__ = ["assemble", "make_source"]
+__all__ = ["assemble", "make_source", "normalisation_note", "seed_of"]
 
 
 def assemble(recorder: Recorder, image: Any) -> AttentionRecord:
@@ -184,12 +184,24 @@ def make_source(
         tap=tap,
         kernel=kernel,
         dtype=str(dtype).removeprefix("torch."),
-        preparation=preparation,
+        preparation=preparation + normalisation_note(config),
         prompt=prompt,
         versions={
             "groundprobe": probe.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+        seed=seed_of(config),
         ablation=ablation,
     )
+
+
+def seed_of(config: Any) -> int | None:
+    """What the noise of a model's own diffusion side follows from; ``None`` for a model without one."""
+    found = getattr(getattr(config, "diffusion_config", None), "seed", None)
+    return None if found is None else int(found)
+
+
+def normalisation_note(config: Any) -> str:
+    """What there is to say of a picture that is normalised otherwise than was meant, as the weights were trained with."""
+    return ", normalised as released" if getattr(config, "normalisation", None) == "as-released" else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from probe.capture.hooks import watch_forward, watch_method
 from probe.errors import CaptureError, InputError
 from probe.families import family_of
 from probe.images import image_size, read_image
+from probe.text import shorten
 
 __all__ = ["Conditioning", "Guidance", "Keys", "PipelineConditioning", "Tell", "prompt_keys"]
 
@@ -63,6 +65,8 @@ class Conditioning(Protocol):
     family: str
     model: str
     prompt: str
+    #: What all noise follows from, where the model itself holds it.
+    seed: int | None
 
     def watch(self, begin: Tell, end: Tell) -> Any:
         """A context in which ``begin()`` is called when a new pass begins, and ``end()`` when a call that made it has ended."""
@@ -87,6 +91,7 @@ class PipelineConditioning:
     def __init__(self, pipeline: Any, guidance: Guidance) -> None:
         self.pipeline, self.guidance = pipeline, guidance
         self.unet = pipeline.unet
+        self.seed = None  # its generator is the caller's
         self.family = family_of(pipeline).name
         self.model = str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__)
         for part in ("unet", "text_encoder", "tokenizer"):
@@ -261,13 +266,15 @@ def prompt_keys(pipeline: Any, prompt: str, *, empty: bool = False) -> Keys:
     InputError
         If the prompt is empty, or longer than the text encoder takes: the pipeline would cut it off without an error.
     """
-    tokenizer = pipeline.tokenizer
+    if not isinstance(prompt, str):
+        raise InputError(f"The prompt must be a text, found a {type(prompt).__name__}: {shorten(repr(prompt), 70)}.")
+    # Copies: a tokenizer keeps the padding it was last asked for, and another thread may be using the pipeline's.
+    tokenizer, second = copy.deepcopy((pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)))
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     text = convert(prompt, tokenizer) if convert is not None else prompt
     length = min(tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings)
     found = tokenizer(text, return_offsets_mapping=True, verbose=False)
     ids, offsets = [int(one) for one in found["input_ids"]], found["offset_mapping"]
-    second = getattr(pipeline, "tokenizer_2", None)
     counts = [len(ids)] if second is None else [len(ids), len(second(text, verbose=False)["input_ids"])]
     if max(counts) > length:
         raise InputError(
@@ -282,7 +289,7 @@ def prompt_keys(pipeline: Any, prompt: str, *, empty: bool = False) -> Keys:
     words = tuple(
         i for i, (one, (start, end)) in enumerate(zip(ids, offsets, strict=True)) if end > start and one not in special
     )
-    if not words and not empty:
+    if not empty and not any(text[slice(*offsets[i])].strip() for i in words):
         raise InputError(f"The prompt {prompt!r} holds no word to look for.")
     names = tokenizer.convert_ids_to_tokens(ids)
     spans = [(int(start), int(end)) if i in words else (0, 0) for i, (start, end) in enumerate(offsets)]

@@ -75,6 +75,10 @@ def contributions(
     Gandelsman, Efros, Steinhardt, Interpreting CLIP's Image Representation via Text-Based Decomposition, ICLR 2024,
     arXiv 2310.05916, Eq. 1 to 5.
     """
+    _require_clip(subject)
+    vision = subject.model.config.vision_config
+    resolve_indices(layers, vision.num_hidden_layers, what="layer")  # refused before anything is computed
+    resolve_indices(heads, vision.num_attention_heads, what="head")
     return decompose(subject, image, texts, text=text).record(layers=layers, heads=heads)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,15 +13,14 @@ from torch import Tensor
 
 from probe.attention import AttentionRecord, LayerAttention
 from probe.capture.conditioning import prompt_keys
-from probe.capture.diffusion import Cells, DiffusionRecorder
+from probe.capture.diffusion import Cells, DiffusionRecorder, require_inside
 from probe.capture.geometry import Preparation
 from probe.capture.unets import Place
 from probe.errors import CaptureError, InputError
 from probe.images import image_size, read_image
 from probe.layout import Indices, resolve_indices
-
-if TYPE_CHECKING:
-    from probe.models import Subject
+from probe.models import Subject
+from probe.text import shorten
 
 __all__ = ["Denoised", "draw_noise", "noise_and_record"]
 
@@ -83,6 +82,11 @@ def noise_and_record(
     CaptureError, CertificateError
         As ``DiffusionRecorder`` does.
     """
+    if not isinstance(subject, Subject) or subject.family.kind != "diffusion":
+        raise InputError(
+            f"noise_and_record() needs the Subject of a diffusion pipeline, found {shorten(repr(subject), 70)}; make one with "
+            'load_model("lab/diffusion"), for instance.'
+        )
     pipeline = subject.model
     chosen = _timesteps(pipeline, timesteps)
     _require_counts(seed, draws)
@@ -105,7 +109,9 @@ def noise_and_record(
             preparation=preparation,
         )
 
-    recorder()  # what it refuses is refused before the picture is encoded
+    # What cannot be recorded is refused before the picture is encoded.
+    factor = int(pipeline.vae_scale_factor)
+    require_inside(recorder().patches or (), (preparation.frame[0] // factor, preparation.frame[1] // factor))
     with torch.inference_mode():
         latents = _encoded(pipeline, image, preparation.frame)
         records = (

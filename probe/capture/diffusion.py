@@ -22,13 +22,13 @@ from probe.capture.geometry import Preparation
 from probe.capture.hooks import require_uncompiled, watch_forward
 from probe.capture.sdpa import watch_sdpa
 from probe.capture.steps import StepStore
-from probe.capture.taps import AttentionCall
+from probe.capture.taps import AttentionCall, edits_of
 from probe.capture.unets import Place, choose_layers, grid_shape, level_of, unet_attention
 from probe.capture.weights import attention_rows, reproduction_error
 from probe.errors import CaptureError, InputError
 from probe.layout import Indices, resolve_indices
 
-__all__ = ["DiffusionRecorder"]
+__all__ = ["DiffusionRecorder", "require_inside"]
 
 # Query rows of one layer that are checked in a pass, unless all are.
 _SAMPLE = 16
@@ -121,6 +121,7 @@ class DiffusionRecorder:
         self.steps: list[int] = []
         self.stores = {module: StepStore(self.timesteps == "mean", self.offload) for module in self.layers}
         self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
+        self.edits: tuple[str, ...] = ()
         self.dtype: torch.dtype | None = None
         self._row = 0
         self.cells: tuple[tuple[int, int], ...] = ()
@@ -180,6 +181,8 @@ class DiffusionRecorder:
         if not self._mine() or module is not self.unet:  # a copy made inside the context has copies of the hooks
             return
         given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        # Kept pass by pass: by the time of result() an edit has usually ended.
+        self.edits = tuple(dict.fromkeys((*self.edits, *edits_of(module.modules()))))
         sample, hidden = given["sample"], given["encoder_hidden_states"]
         self._row, self.keys = self.conditioning.read(hidden)
         if hidden.shape[1] != self.keys.count or sample.shape[0] != hidden.shape[0]:
@@ -192,7 +195,7 @@ class DiffusionRecorder:
             raise CaptureError(f"The latents changed from {self.latent} to {latent} (rows, cols) within one pass.")
         self.latent = latent
         if self.place == "self-attention":
-            self.cells = _require_inside(self.patches or _even_cells(latent), latent)
+            self.cells = require_inside(self.patches or _even_cells(latent), latent)
         self._step = _timestep(given["timestep"])
         self._seen = dict.fromkeys(self.layers, 0)
         self._pending = {}
@@ -305,7 +308,8 @@ def _even_cells(latent: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     return tuple((row, col) for row in axes[0] for col in axes[1])
 
 
-def _require_inside(cells: tuple[tuple[int, int], ...], latent: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+def require_inside(cells: tuple[tuple[int, int], ...], latent: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """The same cells, if latents of this (rows, cols) have them; ``InputError`` if not."""
     for cell in cells:
         if cell[0] >= latent[0] or cell[1] >= latent[1]:
             raise InputError(f"patches: {cell} does not exist in latents of {latent[0]} rows and {latent[1]} cols.")

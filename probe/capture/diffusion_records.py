@@ -125,4 +125,6 @@ def _source(recorder: DiffusionRecorder, preparation: Preparation) -> Source:
             "torch": torch.__version__,
             **{name: importlib.metadata.version(name) for name in names},
         },
+        seed=conditioning.seed,
+        ablation="; ".join(recorder.edits),
     )

@@ -18,7 +18,7 @@ from probe.capture.hooks import require_uncompiled, watch_forward, watch_generat
 from probe.capture.modules import attention_modules
 from probe.capture.places import Recording, choose_place
 from probe.capture.reduce import Queries, RowStore, answer_tokens
-from probe.capture.sequence import Sequence, batch_of_one, image_token_id
+from probe.capture.sequence import Sequence, batch_of_one, image_token_id, require_one_sequence
 from probe.capture.taps import AttentionCall, edits_of, watch_registry
 from probe.capture.weights import attention_rows, reproduction_error
 from probe.errors import CaptureError, InputError
@@ -202,18 +202,7 @@ class Recorder:
             return
         self._require_first_pass()
         kwargs = dict(zip(("inputs", "generation_config"), args, strict=False)) | kwargs
-        settings = kwargs.get("generation_config") or self.model.generation_config
-        for name in ("num_beams", "num_return_sequences"):
-            value = kwargs.get(name, getattr(settings, name, None)) or 1
-            if value > 1:
-                raise CaptureError(
-                    f"{name}={value} cannot be followed yet; record greedy decoding or sampling of one sequence."
-                )
-        for name in ("assistant_model", "prompt_lookup_num_tokens"):
-            if kwargs.get(name) is not None:
-                raise CaptureError(
-                    f"{name} makes the model read tokens that it may drop again, which cannot be followed."
-                )
+        require_one_sequence(kwargs, kwargs.get("generation_config") or self.model.generation_config)
         self._begin(batch_of_one(kwargs.get("input_ids", kwargs.get("inputs"))), kwargs)
         self._generating = True
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.capture.taps import AttentionCall, Editor, Watcher, entered
+from probe.capture.taps import EDITS, AttentionCall, Edit, Editor, Watcher, entered
 from probe.errors import CaptureError
 
 __all__ = ["KERNEL", "edit_sdpa", "watch_sdpa"]
@@ -42,7 +42,8 @@ _MODULE_CALL = nn.Module.__call__.__code__
 # One table for the whole process: contexts may be nested, overlap, or live in several threads.
 _lock = threading.RLock()
 _watchers: dict[nn.Module, tuple[Watcher, ...]] = {}
-_editors: dict[nn.Module, tuple[Editor, ...]] = {}
+_editors: dict[nn.Module, tuple[Edit, ...]] = {}
+EDITS.append(_editors)
 # What stands in the function's place, and the function itself.
 _installed: Callable[..., Tensor] | None = None
 _original: Callable[..., Tensor] = torch.nn.functional.scaled_dot_product_attention
@@ -60,13 +61,13 @@ def watch_sdpa(modules: Iterable[nn.Module], watcher: Watcher) -> Iterator[None]
 
 
 @contextmanager
-def edit_sdpa(modules: Iterable[nn.Module], editor: Editor) -> Iterator[None]:
+def edit_sdpa(modules: Iterable[nn.Module], editor: Editor, *, name: str) -> Iterator[None]:
     """Puts ``editor(module, call)``, (batch, query, head, channel), in the place of each attention output of these modules.
 
     The same place as ``watch_sdpa``: those who watch see what the kernel itself gave out; of several editors each gets what the one
-    before it gave.
+    before it gave. ``name`` says what is done, for ``edits_of``.
     """
-    with entered(_editors, modules, editor, install=_install, uninstall=_uninstall_if_idle):
+    with entered(_editors, modules, Edit(name, editor), install=_install, uninstall=_uninstall_if_idle):
         yield
 
 
@@ -97,8 +98,8 @@ def _pass_through(original: Callable[..., Tensor], /, *args: Any, **kwargs: Any)
         return result
     for watcher in _watchers.get(module, ()):
         watcher(module, _call(module, args, kwargs, result))
-    for editor in _editors.get(module, ()):
-        result = editor(module, _call(module, args, kwargs, result)).transpose(1, 2)
+    for edit in _editors.get(module, ()):
+        result = edit.apply(module, _call(module, args, kwargs, result)).transpose(1, 2)
     return result
 
 

@@ -12,7 +12,7 @@ from probe.errors import CaptureError, InputError
 from probe.families import Family
 from probe.layout import Layout, View
 
-__all__ = ["Sequence", "batch_of_one", "image_token_id", "patch_size"]
+__all__ = ["Sequence", "batch_of_one", "image_token_id", "patch_size", "require_one_sequence"]
 
 
 @dataclass
@@ -120,3 +120,26 @@ def batch_of_one(ids: Any) -> list[int]:
             f"input_ids of shape {shape} were given; one sequence at a time, as (1, length), can be recorded. Batches come later."
         )
     return [int(one) for one in ids[0]]
+
+
+def require_one_sequence(given: dict[str, Any], settings: Any) -> None:
+    """Nothing, if ``generate`` makes one sequence, and feeds it token by token.
+
+    Parameters
+    ----------
+    given, settings : the arguments of ``generate``, and the generation configuration that holds where they say nothing.
+
+    Raises
+    ------
+    CaptureError
+        If it searches beams, gives back several, or lets the model read tokens that it may drop again.
+    """
+    for name in ("num_beams", "num_return_sequences"):
+        value = given.get(name, getattr(settings, name, None)) or 1
+        if value > 1:
+            raise CaptureError(
+                f"{name}={value} cannot be followed yet; record greedy decoding or sampling of one sequence."
+            )
+    for name in ("assistant_model", "prompt_lookup_num_tokens"):
+        if given.get(name) is not None:
+            raise CaptureError(f"{name} makes the model read tokens that it may drop again, which cannot be followed.")

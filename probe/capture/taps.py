@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from probe.errors import CaptureError
 
-__all__ = ["AttentionCall", "Editor", "Watcher", "edit_registry", "edits_of", "entered", "watch_registry"]
+__all__ = ["EDITS", "AttentionCall", "Edit", "Editor", "Watcher", "edit_registry", "edits_of", "entered", "watch_registry"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ Editor = Callable[[nn.Module, AttentionCall], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class _Edit:
+class Edit:
     """An editor, and what a record made under it says was done."""
 
     name: str
@@ -58,8 +58,11 @@ class _Edit:
 # One table for the whole process: contexts may be nested, overlap, or live in several threads.
 _lock = threading.RLock()
 _watchers: dict[nn.Module, tuple[Watcher, ...]] = {}
-_editors: dict[nn.Module, tuple[_Edit, ...]] = {}
+_editors: dict[nn.Module, tuple[Edit, ...]] = {}
 _original: Any = None
+
+#: The edits that are open, a table for each tap; the second adds its own.
+EDITS: list[dict[nn.Module, tuple[Edit, ...]]] = [_editors]
 
 
 @contextmanager
@@ -81,15 +84,16 @@ def edit_registry(modules: Iterable[nn.Module], editor: Editor, *, name: str) ->
     The same place as ``watch_registry``: those who watch see what the kernel itself gave out; of several editors each gets what the
     one before it gave. ``name`` says what is done, for ``edits_of``.
     """
-    with entered(_editors, modules, _Edit(name, editor), install=_install, uninstall=_uninstall_if_idle):
+    with entered(_editors, modules, Edit(name, editor), install=_install, uninstall=_uninstall_if_idle):
         yield
 
 
 def edits_of(modules: Iterable[nn.Module]) -> tuple[str, ...]:
-    """Names of the edits that are open on any of these modules now, in the order in which they began."""
-    if not _editors:  # the usual case, and asked at every forward pass: a large model has thousands of modules
+    """Names of the edits that are open on any of these modules now, through any tap, in the order in which they began."""
+    tables = [table for table in EDITS if table]
+    if not tables:  # the usual case, and asked at every forward pass: a large model has thousands of modules
         return ()
-    here = {edit for module in modules for edit in _editors.get(module, ())}
+    here = {edit for module in modules for table in tables for edit in table.get(module, ())}
     return tuple(edit.name for edit in sorted(here, key=lambda edit: edit.order))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import InputError
@@ -29,6 +29,8 @@ def place_texts(texts: Sequence[str | Span], text: str | None) -> tuple[tuple[st
     """
     if isinstance(texts, str):
         raise InputError(f"texts is a list of texts, found one text; give [{shorten(texts)!r}].")
+    if not isinstance(texts, Iterable):
+        raise InputError(f"texts is a list of texts, found {texts!r}; give for example ['a red circle'].")
     given = list(texts)
     if not given:
         raise InputError("There is no text to compare the image with; give at least one, for example ['a red circle'].")

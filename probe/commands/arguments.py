@@ -40,7 +40,7 @@ def whole_numbers(name: str, given: Sequence[str]) -> tuple[int, ...] | None:
     """The numbers given to an option that may be given several times; ``None`` if it was not."""
     wrong = [one for one in given if not one.strip().isdecimal()]
     if wrong:
-        raise InputError(f"{name} takes a whole number, found {wrong[0]!r}.")
+        raise InputError(f"{name} takes a whole number of 0 or more, found {wrong[0]!r}.")
     return tuple(int(one) for one in given) or None
 
 

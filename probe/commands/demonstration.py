@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.commands.arguments import at_least
-from probe.reports import Report, certificate_data, output_folder, score_data, score_table, tracked, write_json
+from probe.reports import (
+    Report,
+    certificate_data,
+    output_folder,
+    peak_table,
+    score_data,
+    score_table,
+    tracked,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +74,8 @@ def _run(out: Path, *, scenes: int, seed: int) -> Report:
         "seconds": round(time.perf_counter() - began, 1),
     }
     write_json(out / "demo.json", data)
-    lines: list[Any] = [f"lab/llava says  {answers[0]}", *(score_table(scores, one) for one in scores.metrics)]
+    tables = [*(score_table(scores, one) for one in scores.metrics), peak_table(scores)]
+    lines: list[Any] = [f"lab/llava says  {answers[0]}", *tables]
     lines += [
         "Captions are the true ones, read word by word. What the subtraction of Eq. 3 changes, paired phrase by phrase:",
         *(_difference(scores, metric) for metric in scores.metrics),

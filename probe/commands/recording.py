@@ -104,9 +104,10 @@ def _each_time(record: AttentionRecord, phrase: str) -> list[Any]:
         return [(phrase, index) for index in range(count)]
     if count == 0:
         hint = did_you_mean(phrase, nearby_phrases(record.text, phrase))
+        answered = record.query_kind == "generated token"
+        again = " Give --answer with this text, and the model need not answer again." if answered else ""
         raise InputError(
-            f"The phrase {phrase!r} is not in the answer {record.text!r}.{hint} Give --answer with this text, and the "
-            "model need not answer again."
+            f"The phrase {phrase!r} is not in the {'answer' if answered else 'text'} {record.text!r}.{hint}{again}"
         )
     return [phrase]
 
@@ -129,5 +130,5 @@ def _noun_phrases(record: AttentionRecord) -> tuple[list[tuple[str, int]], str]:
 
 
 def _is_one_text(record: AttentionRecord) -> bool:
-    """True if an image was compared with one text alone."""
-    return record.quantity == "contribution" and len(record.tokens) == 1
+    """True if an image was compared with one text alone, however often it is said."""
+    return record.quantity == "contribution" and len(set(record.tokens)) == 1
