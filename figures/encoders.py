@@ -214,7 +214,7 @@ def note(facts: dict[str, Any], tables: dict[str, pd.DataFrame]) -> str:
         f"Maps of all layers and heads point right {interval(rows['clip'])} of the time (CLIP; {beside['clip']}) and "
         f"{interval(rows['diffusion'])} (U-Net, mean of these timesteps; {beside['diffusion']}).",
         f"Timesteps are of 1,000, the last all noise; one draw of noise (seed {facts['seed']}), the same for every scene. "
-        "Coarse patches are larger than most objects, and count where their centre lies in one.",
+        "A patch counts by its centre.",
     ]
     return textwrap.fill(" ".join(parts), 165)
 

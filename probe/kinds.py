@@ -20,7 +20,15 @@ from probe.models import Subject
 if TYPE_CHECKING:
     from probe.evaluation.examples import Example
 
-__all__ = ["ScoredQuantity", "compare_phrases", "denoise", "examples_compared", "examples_denoised", "require_fitting"]
+__all__ = [
+    "ScoredQuantity",
+    "compare_phrases",
+    "denoise",
+    "examples_compared",
+    "examples_denoised",
+    "require_axis",
+    "require_fitting",
+]
 
 #: What of an image encoder is scored: parts of its similarity with a phrase, or the one row of its class token.
 ScoredQuantity = Literal["contribution", "attention"]
@@ -50,6 +58,19 @@ def require_fitting(subject: Subject, **given: tuple[Any, Any]) -> None:
             raise InputError(
                 f"{name}={value!r} means nothing for {subject.name!r}: {_WHY[subject.family.kind]}; leave it out."
             )
+
+
+def require_axis(subject: Subject, over: str) -> None:
+    """Nothing, if this kind of model has what a profile is taken over: timesteps, or words around a phrase.
+
+    Raises
+    ------
+    InputError
+        If it has not.
+    """
+    kind = subject.family.kind
+    if (over == "timestep" and kind != "diffusion") or (over == "token" and kind == "image encoder"):
+        raise InputError(f"{subject.name!r} has no profile over {over}s: {_WHY[kind]}; take it over layers.")
 
 
 def compare_phrases(subject: Subject, image: Any, text: str, **options: Any) -> AttentionRecord:

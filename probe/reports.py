@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "progress",
     "score_data",
     "score_table",
+    "short_names",
     "show_interval",
     "tracked",
     "write_json",
@@ -125,11 +127,30 @@ def head_tables(scores: HeadScores, metric: str) -> list[Table]:
             "layer",
             *(f"head {head}" for head in most),
         )
-        for number, name in enumerate(scores.layers):
+        for number, name in enumerate(short_names(scores.layers)):
             cells = {int(row["head"]): _interval(row) for _, row in part[part["layer"] == number].iterrows()}
             table.add_row(f"{number}: {name}", *(cells.get(head, "") for head in most))
         tables.append(table)
     return tables
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Module paths without the end that all of them share, and without words that stand further in in every one of them."""
+    paths = [name.split(".") for name in names]
+    if len(set(names)) < 2:
+        return list(names)
+    begin, end = (_count_alike(some) for some in (paths, [path[::-1] for path in paths]))
+    # The last word of a shared beginning says what is counted: "layers.3".
+    paths = [path[max(0, begin - 1) : len(path) - end] for path in paths]
+    common = {one for one in set.intersection(*map(set, paths)) if not one.isdecimal()}
+    short = [".".join(one for i, one in enumerate(path) if i == 0 or one not in common) for path in paths]
+    # Where one path is the end of another nothing of it would be left.
+    return short if all(short) and len(set(short)) == len(set(names)) else list(names)
+
+
+def _count_alike(paths: list[list[str]]) -> int:
+    """How many parts all of these begin with."""
+    return len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))))
 
 
 def _interval(row: Any) -> str:

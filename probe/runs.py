@@ -18,6 +18,7 @@ from probe.kinds import (
     denoise,
     examples_compared,
     examples_denoised,
+    require_axis,
     require_fitting,
 )
 from probe.layout import Indices
@@ -205,8 +206,7 @@ def profile_examples(
     """
     from probe.analysis.profiles import profile
 
-    if over == "timestep" and subject.family.kind != "diffusion":
-        require_fitting(subject, over=(over, "layer"))
+    require_axis(subject, over)
     chosen = _reading(subject, reading, quantity)
     options: dict[str, Any] = {"quantity": quantity, "timesteps": timesteps, "seed": seed}
     first, second = tee(_read_examples(subject, examples, prompt=prompt, verify="sample", **options))

@@ -23,9 +23,7 @@ def summary_text(record: AttentionRecord) -> str:
 
 def summary_html(record: AttentionRecord) -> str:
     """The same as a table."""
-    rows = "".join(
-        f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in _summary(record).items()
-    )
+    rows = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in _summary(record).items())
     return f"<table><caption>AttentionRecord</caption>{rows}</table>"
 
 
@@ -35,6 +33,8 @@ def _summary(record: AttentionRecord) -> dict[str, str]:
     row = f", {record.query_row} rows" if record.query_row else ""
     checked = "passed" if certificate.passed else "off" if certificate.verify == "off" else "FAILED"
     ablation = {"ablation": record.source.ablation} if record.source.ablation else {}
+    numbers = sorted({step for one in layers for step in one.timesteps} - {-1})
+    steps = {"timestep": ", ".join(map(str, numbers))} if 0 < len(numbers) <= 10 else {}
     return {
         "layers": str(len(layers)),
         "timesteps": _several({one.values.shape[0] for one in layers}),
@@ -42,8 +42,10 @@ def _summary(record: AttentionRecord) -> dict[str, str]:
         "tokens": str(len(record.tokens)),
         "grid": _several({f"{one.grid.shape[0]} x {one.grid.shape[1]}" for one in layers}),
         "image": f"{record.image_size[0]} x {record.image_size[1]} (height x width)",
-        "quantity": f"{record.quantity} of each {record.query_kind}{row}" + "".join(f", {one}" for one in record.history),
+        "quantity": f"{record.quantity} of each {record.query_kind}{row}"
+        + "".join(f", {one}" for one in record.history),
         "certificate": f"{checked}, largest error {certificate.max_error:.1e} in {certificate.rows} rows",
+        **steps,
         **ablation,
         "memory": f"{size / 1e6:.1f} MB",
         "text": shorten(record.text, 70),

@@ -176,3 +176,23 @@ def test_what_means_nothing_for_a_model_is_one_line(refused, saved, coco, tmp_pa
     assert "answer='x' means nothing" in refused(*asked, "--answer", "x")
     assert "Text 0" in refused("record", tmp_path / "photo.png", "a " + "red " * 40 + "circle", "--model", clip)
     assert "--over timestep" in refused("emergence", "--timestep", 100)
+
+
+def test_a_phrase_that_is_not_in_a_prompt_is_not_asked_for_as_an_answer(shell, saved, tmp_path):
+    picture().save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    asked = ("record", tmp_path / "a.png", "a red circle", "--phrase", "blue dog", "--out", out, "--model")
+    for build in (tiny_sd, tiny_clip):
+        code, _, noise = shell(*asked, saved(build))
+        assert (code, noise) == (2, "probe: The phrase 'blue dog' is not in the text 'a red circle'.\n")
+    assert not out.exists()
+
+
+def test_a_text_said_twice_is_drawn_without_its_mean(shell, saved, tmp_path):
+    picture().save(tmp_path / "a.png")
+    text = "a red circle and a red circle"
+    code, printed, noise = shell(
+        "record", tmp_path / "a.png", text, "--model", saved(tiny_clip), "--out", tmp_path / "out"
+    )
+    assert (code, noise) == (0, "")
+    assert "phrases.png" in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -160,5 +161,20 @@ def test_each_timestep_has_rows_of_its_own():
         mean = alone.query("name == 'minus_mean' and kind == 'reading'").value.item()
         assert both.query("kind == 'timestep' and timestep == @step").value.item() == pytest.approx(mean, abs=1e-6)
         assert profile.query("number == @step").value.item() == pytest.approx(mean, abs=1e-6)
-    with pytest.raises(InputError, match="no timesteps of their own"):
-        profile_examples(tiny_clip(), EXAMPLES, over="timestep")
+
+
+@pytest.mark.parametrize(("make", "over"), [(tiny_clip, "timestep"), (tiny_llava, "timestep"), (tiny_clip, "token")])
+def test_a_profile_is_refused_over_what_a_model_does_not_have(make, over):
+    with pytest.raises(InputError, match=f"has no profile over {over}s: an? .*; take it over layers"):
+        profile_examples(probe.load_model(*make()) if make is tiny_llava else make(), EXAMPLES, over=over)
+
+
+def test_scores_of_an_image_encoder_take_no_check_that_is_not_made():
+    with pytest.raises(InputError, match="verify='off' means nothing"):
+        score_examples(tiny_clip(), EXAMPLES, metric="auroc", verify="off")
+
+
+def test_one_timestep_may_be_given_as_a_number():
+    subject = probe.load_model(tiny_sd())
+    one, listed = (score_examples(subject, EXAMPLES, metric="auroc", timesteps=steps) for steps in (100, (100,)))
+    pd.testing.assert_frame_equal(one.to_frame(), listed.to_frame())

@@ -207,8 +207,8 @@ def _require_subject(subject: Any, asked: str) -> None:
         )
     if subject.family.kind != "language model":
         raise InputError(
-            f"{asked}() works on a language model's heads, and {subject.name!r} ({subject.family.name}) has no language model; give "
-            "a vision-language model such as LLaVA."
+            f"{asked}() works on a language model's heads, and {subject.name!r} ({subject.family.name}) has no language model; "
+            "give a vision-language model such as LLaVA."
         )
 
 

@@ -42,7 +42,7 @@ class CaptionConditioning:
         self.family = family_of(model).name
         self.model = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
         self.prompt = ""
-        self.seed = seed_of(model.config)
+        self.seed: int | None = seed_of(model.config)
         self.pixels: Tensor | None = None
         self._in_call = False
 
@@ -106,7 +106,9 @@ class CaptionConditioning:
         # What the processor makes for CLIP and for the U-Net shows the same part of the image at two sizes.
         larger = (frame[0] / made.frame[0], frame[1] / made.frame[1])
         scale, offset = ((pair[0] * larger[0], pair[1] * larger[1]) for pair in (made.scale, made.offset))
-        steps = f"{made.steps}, at {frame[0]} x {frame[1]} for the U-Net{normalisation_note(self.language_model.config)}"
+        steps = (
+            f"{made.steps}, at {frame[0]} x {frame[1]} for the U-Net{normalisation_note(self.language_model.config)}"
+        )
         return Preparation(steps, made.image_size, frame, scale, offset)
 
     def _as_fed(self, pixels: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class PipelineConditioning:
     def __init__(self, pipeline: Any, guidance: Guidance) -> None:
         self.pipeline, self.guidance = pipeline, guidance
         self.unet = pipeline.unet
-        self.seed = None  # its generator is the caller's
+        self.seed: int | None = None  # its generator is the caller's
         self.family = family_of(pipeline).name
         self.model = str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__)
         for part in ("unet", "text_encoder", "tokenizer"):
@@ -270,12 +270,14 @@ def prompt_keys(pipeline: Any, prompt: str, *, empty: bool = False) -> Keys:
         raise InputError(f"The prompt must be a text, found a {type(prompt).__name__}: {shorten(repr(prompt), 70)}.")
     # Copies: a tokenizer keeps the padding it was last asked for, and another thread may be using the pipeline's.
     tokenizer, second = copy.deepcopy((pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)))
+    length = min(tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings)
+    for one in filter(None, (tokenizer, second)):
+        one.model_max_length = 10**9  # what it would warn of is raised here
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     text = convert(prompt, tokenizer) if convert is not None else prompt
-    length = min(tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings)
-    found = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    found = tokenizer(text, return_offsets_mapping=True)
     ids, offsets = [int(one) for one in found["input_ids"]], found["offset_mapping"]
-    counts = [len(ids)] if second is None else [len(ids), len(second(text, verbose=False)["input_ids"])]
+    counts = [len(ids)] if second is None else [len(ids), len(second(text)["input_ids"])]
     if max(counts) > length:
         raise InputError(
             f"The prompt has {max(counts)} tokens with start and end, but the text encoder takes {length}, so its end would be cut "

@@ -15,15 +15,15 @@ from probe.capture.geometry import checked_preparation
 from probe.capture.residuals import Residuals
 from probe.capture.texts import encode_texts, place_texts
 from probe.capture.weights import tolerance_of
-from probe.errors import CaptureError, CertificateError
+from probe.errors import CaptureError, CertificateError, InputError
 from probe.images import read_image
 from probe.layout import REST_PLACES, Indices, PatchGrid, resolve_indices
+from probe.models import Subject
 from probe.provenance import Certificate, Source
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from probe.models import Subject
 
 __all__ = ["TERMS", "Decomposition", "contributions", "decompose"]
 
@@ -257,6 +257,10 @@ def _require_sum(found: Decomposition) -> None:
 
 
 def _require_clip(subject: Subject) -> None:
+    if not isinstance(subject, Subject):
+        raise InputError(
+            f"A similarity is taken apart for a Subject, found a {type(subject).__name__}; make one with probe.load_model(...)."
+        )
     model = subject.model
     if subject.family.name == "siglip":
         raise CaptureError(

@@ -91,6 +91,10 @@ def phrase_map(record: AttentionRecord, *, reading: Reading, view: str | None) -
     averaged = any(-1 in one.heads for one in record.layers) or len(heads) > 1
     layers = f"{len(record.layers)} layer{'s' * (len(record.layers) > 1)}"
     detail = "" if averaged else f"mean of {layers} x {heads[0]} head{'s' * (heads[0] > 1)}"
+    steps = {one.timesteps for one in record.layers}
+    if len(steps) == 1 and (numbers := next(iter(steps))) != (-1,):
+        when = f"timestep {numbers[0]}" if len(numbers) == 1 else f"mean of {len(numbers)} timesteps"
+        detail = ", ".join(filter(None, (detail, when)))
     values = single.values[0, 0, 0].detach().cpu().double().numpy()
     label, signed = _label(record, reading), record.quantity == "contribution"
     return PhraseMap(values, single.grid, _phrase_of(record), label, detail, signed)
@@ -103,7 +107,11 @@ def _label(record: AttentionRecord, reading: Reading) -> str:
         return f"contribution to the similarity with the text{minus.replace('tokens', 'texts')}; {NO_TEXT}"
     if record.query_kind in ("class token", "pooling query"):
         return f"{record.quantity} of the {record.query_kind}, the same whatever the text; {NO_TEXT}"
-    return record.quantity + minus
+    # Squares of the quantity, on a scale of their own.
+    spread = [one for one in record.history if one.startswith("variance over")]
+    return (
+        f"{spread[0].replace('variance', f'variance of {record.quantity}', 1)}" if spread else record.quantity
+    ) + minus
 
 
 def _phrase_of(record: AttentionRecord) -> str:
@@ -129,7 +137,8 @@ def muted_pixels(image: Picture, size: tuple[int, int]) -> NDArray[np.float64]:
         )
     picture.thumbnail((LONGEST, LONGEST))
     colour = np.asarray(picture, dtype=np.float64) / 255
-    grey = colour @ np.array([0.2126, 0.7152, 0.0722])  # luma of Rec. 709
+    # Luma of Rec. 709, term by term: a matrix product rounds by where the array lies in memory, and bytes would differ.
+    grey = 0.2126 * colour[..., 0] + 0.7152 * colour[..., 1] + 0.0722 * colour[..., 2]
     muted = SATURATION * colour + (1 - SATURATION) * grey[..., None]
     return LIFT + (1 - LIFT) * muted
 

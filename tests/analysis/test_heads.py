@@ -16,6 +16,7 @@ from probe.analysis import score_heads
 from probe.analysis.metrics import METRICS
 from probe.analysis.targets import Target, resize_masks
 from probe.attention import AttentionRecord
+from probe.errors import InputError
 from probe.layout import PatchGrid
 from tests.analysis.images import PHRASES, SIZES, make_images, make_masks, plain, plant, score
 from tests.records import make_grid, make_record
@@ -195,3 +196,11 @@ def test_the_paired_difference_is_the_difference_of_the_readings_with_its_own_in
         assert paired.value == pytest.approx(minus.value - mean_map.value)
         assert paired.low < paired.value < paired.high
         assert (paired.images, paired.phrases) == (mean_map.images, mean_map.phrases)
+
+
+def test_records_made_under_another_ablation_are_refused() -> None:
+    (first, masks), (second, others) = make_images(2)
+    ablated = replace(second, source=replace(second.source, ablation="zero: (0, 1)"))
+    with pytest.raises(InputError, match=r"ablation is 'zero: \(0, 1\)' but image 0 has ''"):
+        score([(first, masks), (ablated, others)])
+    score([(first, masks), (second, others)])

@@ -12,7 +12,8 @@ import probe
 from probe.capture.ablation import HeadMeans, ablate, mean_outputs
 from probe.capture.passes import inputs_for, inputs_with_answer
 from probe.errors import CaptureError, InputError
-from tests.tiny import picture, tiny_llava
+from tests.tiny import picture, tiny_clip, tiny_llava
+from tests.tiny_diffusion import tiny_sd
 
 PROMPT = "Describe the image."
 ANSWER = "a man with a red ball"
@@ -329,3 +330,12 @@ def test_nothing_is_left_after_an_exception():
     assert hook_tables(subject.model) == before
     assert AttentionInterface.get_interface is look_up
     assert torch.equal(_logits(subject), plain)
+
+
+@pytest.mark.parametrize("make", [tiny_clip, lambda: probe.load_model(tiny_sd())])
+def test_a_model_without_a_language_model_has_no_heads_to_ablate(make):
+    subject = make()
+    with pytest.raises(InputError, match="has no language model"), probe.ablate(subject, heads=[(0, 0)]):
+        pass
+    with pytest.raises(InputError, match="has no language model"):
+        mean_outputs(subject, [(picture(), "a", "b")], name="one")

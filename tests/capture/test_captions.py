@@ -101,3 +101,16 @@ def test_several_pictures_at_once_are_refused():
 def inputs_of_two(processor):
     text = ["USER: <image>\nDescribe. ASSISTANT:"] * 2
     return dict(processor(images=[picture(seed=0), picture(seed=1)], text=text, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("place", ["language model", "cross-attention", "image encoder"])
+@pytest.mark.parametrize("normalisation", ["intended", "as-released"])
+def test_a_record_says_its_seed_and_a_normalisation_that_was_not_meant(place, normalisation):
+    model, processor = tiny_difflmm(normalisation=normalisation)
+    model.config.diffusion_config.seed = 5
+    image, options = picture(40, 56, seed=1), {"queries": "prompt"} if place == "language model" else {}
+    with torch.no_grad(), probe.record(model, processor, place=place, **options) as recorder:
+        model(**_inputs(processor, image))
+    source = recorder.result(image=image).source
+    assert source.seed == 5
+    assert source.preparation.endswith(", normalised as released") == (normalisation == "as-released")

@@ -207,3 +207,23 @@ def test_an_output_projection_that_is_no_plain_layer_is_refused():
     subject.model.vision_model.encoder.layers[0].self_attn.out_proj = Adapted(32, 32)
     with pytest.raises(CaptureError, match="not a plain linear layer"):
         probe.contributions(subject, picture(), TEXTS)
+
+
+@pytest.mark.parametrize("options", [{"layers": [3]}, {"heads": [4]}], ids=str)
+def test_a_layer_or_head_that_does_not_exist_is_refused_before_anything_is_computed(options, monkeypatch):
+    subject = tiny_clip()
+    monkeypatch.setattr(subject.model, "forward", None)
+    with pytest.raises(InputError, match="does not exist"):
+        probe.contributions(subject, picture(), ["a dog"], **options)
+
+
+def test_only_a_subject_and_a_list_of_texts_are_taken():
+    with pytest.raises(InputError, match="for a Subject, found a CLIPModel"):
+        probe.contributions(tiny_clip().model, picture(), ["a dog"])
+    with pytest.raises(InputError, match="texts is a list of texts, found None"):
+        probe.contributions(tiny_clip(), picture(), None)
+
+
+def test_one_text_alone_says_what_is_missing_for_its_mean():
+    with pytest.raises(InputError, match="only text that the image was compared with"):
+        probe.contributions(tiny_clip(), picture(), ["a dog"]).minus_mean()

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+import probe
 from probe.capture.conditioning import PADDING
 from probe.capture.denoising import draw_noise, noise_and_record
 from probe.errors import InputError
 from probe.families import family_of
 from probe.models import Subject
 from tests.capture.test_diffusion import words_of
-from tests.tiny import picture
+from tests.tiny import picture, tiny_clip
 from tests.tiny_diffusion import LENGTH, eager_maps, heard, tiny_sd, tiny_sdxl
 
 TEXT = "a red circle"
@@ -166,6 +167,9 @@ def test_self_attention_of_a_picture_is_read_from_its_patches():
         ({"heads": [7]}, "head 7 does not exist"),
         ({"text": "a " * LENGTH}, "shorten it"),
         ({"text": ""}, "holds no word"),
+        ({"text": " \n "}, "holds no word"),
+        ({"text": ["a red circle"]}, "must be a text, found a list"),
+        ({"place": "self-attention", "patches": [(0, 8)]}, r"\(0, 8\) does not exist in latents of 8 rows and 8 cols"),
         ({"picture": picture(3, 40)}, r"3 x 40 pixels \(height x width\), less than the 4 x 4 of one latent"),
     ],
     ids=str,
@@ -178,3 +182,22 @@ def test_bad_input_is_refused_before_anything_is_computed(options, message):
     with pytest.raises(InputError, match=message):
         noise_and_record(_subject(pipeline), given.pop("picture"), given.pop("text"), **given)
     assert not ran
+
+
+@pytest.mark.parametrize("make", [tiny_clip, tiny_sd])
+def test_only_the_subject_of_a_pipeline_can_be_denoised(make):
+    with pytest.raises(InputError, match="needs the Subject of a diffusion pipeline"):
+        noise_and_record(make(), picture(), TEXT)
+
+
+def test_a_long_prompt_is_said_once(capfd):
+    with pytest.raises(InputError, match="shorten it"):
+        noise_and_record(_subject(tiny_sd()), picture(), "a " * LENGTH)
+    assert "longer than" not in capfd.readouterr().err
+
+
+def test_the_mean_over_draws_keeps_the_seed(tmp_path):
+    found = noise_and_record(_subject(tiny_sd()), picture(), TEXT, seed=7, draws=2)
+    for record in (found.record, found.variance):
+        assert probe.load(probe.save(record, tmp_path / "record.safetensors")).source.seed == 7
+    assert "\n  timestep: 100" in repr(found.record)

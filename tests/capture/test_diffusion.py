@@ -310,7 +310,7 @@ def test_a_head_that_is_taken_away_is_as_if_its_slice_were_zeroed_before_the_pro
 
     with torch.no_grad():
         plain = pipeline.unet(**inputs).sample
-        with edit_sdpa(modules, without):
+        with edit_sdpa(modules, without, name="head 1"):
             edited = pipeline.unet(**inputs).sample
         handles = [module.to_out[0].register_forward_pre_hook(zeroed) for module in modules]
         expected = pipeline.unet(**inputs).sample
@@ -319,3 +319,15 @@ def test_a_head_that_is_taken_away_is_as_if_its_slice_were_zeroed_before_the_pro
         assert torch.equal(edited, expected)
         assert not torch.equal(edited, plain)
         assert torch.equal(pipeline.unet(**inputs).sample, plain)
+
+
+def test_a_record_says_what_was_edited_while_it_was_made():
+    pipeline = tiny_sd()
+    modules = [module for _, module in unet_attention(pipeline.unet, "self-attention")]
+    with edit_sdpa(modules[:1], lambda one, call: call.output * 0, name="first self-attention"):
+        with probe.record(pipeline) as recorder:
+            generate(pipeline, steps=2)
+    assert recorder.result().source.ablation == "first self-attention"
+    with probe.record(pipeline) as recorder:
+        generate(pipeline, steps=2)
+    assert recorder.result().source.ablation == ""

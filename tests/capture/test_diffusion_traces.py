@@ -11,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import probe
 from probe.capture import sdpa
+from probe.capture.conditioning import prompt_keys
 from probe.errors import CaptureError
 from tests.capture.test_diffusion import generate
 from tests.tiny_diffusion import tiny_sd, tiny_sdxl
@@ -161,12 +162,14 @@ def test_a_copy_made_inside_runs_by_itself():
 def test_what_another_thread_does_with_the_same_pipeline_is_not_recorded():
     pipeline = tiny_sd()
     plain = generate(pipeline, "two blue squares", steps=3)
+    with torch.no_grad():
+        states = pipeline.encode_prompt("two blue squares", "cpu", 1, False)[0]
     outputs, other = [], []
 
     def work():
-        # The scheduler of a pipeline keeps the state of one call, so the other thread uses the parts alone.
+        # The scheduler of a pipeline keeps the state of one call, and its tokenizer the padding of the last, so that a thread that
+        # runs at the same time uses the modules alone.
         with torch.no_grad():
-            states = pipeline.encode_prompt("two blue squares", "cpu", 1, False)[0]
             other.append(pipeline.unet(torch.ones(1, 4, 8, 8), 5, encoder_hidden_states=states).sample)
 
     work()
@@ -177,7 +180,38 @@ def test_what_another_thread_does_with_the_same_pipeline_is_not_recorded():
         outputs.append(generate(pipeline, "two blue squares", steps=3))
         for one in threads:
             one.join()
+    assert len(other) == 4
     assert (outputs[0] == plain).all()
     assert all(torch.equal(one, other[0]) for one in other)
     assert recorder.steps == [667, 334, 1]
     assert recorder.result().certificate.passed
+
+
+def test_a_prompt_that_another_thread_encodes_in_the_midst_of_a_call_is_not_taken_for_its_own():
+    pipeline = tiny_sd()
+    plain = generate(pipeline, "two blue squares", steps=3)
+
+    def encode(*seen):
+        def work():
+            with torch.no_grad():
+                pipeline.encode_prompt("a red circle", "cpu", 1, False)
+
+        other = threading.Thread(target=work)
+        other.start()
+        other.join()
+        return {}
+
+    with probe.record(pipeline) as recorder:
+        output = generate(pipeline, "two blue squares", steps=3, callback_on_step_end=encode)
+    assert (output == plain).all()
+    assert recorder.steps == [667, 334, 1]
+    assert recorder.result().text == "two blue squares"
+
+
+def test_the_words_are_found_without_a_change_to_the_tokenizer_that_others_may_be_using():
+    pipeline = tiny_sd()
+    pipeline.tokenizer("a red circle", padding="max_length", max_length=20, truncation=True)
+    before = (pipeline.tokenizer.backend_tokenizer.padding, pipeline.tokenizer.backend_tokenizer.truncation)
+    assert None not in before
+    prompt_keys(pipeline, "two blue squares")
+    assert (pipeline.tokenizer.backend_tokenizer.padding, pipeline.tokenizer.backend_tokenizer.truncation) == before

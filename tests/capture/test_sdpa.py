@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention as by_name
 import probe
 from probe.capture import sdpa
 from probe.capture.sdpa import edit_sdpa, watch_sdpa
+from probe.capture.taps import edits_of
 from probe.capture.weights import attention_rows, reproduction_error
 from probe.errors import CaptureError
 from tests.capture.reference import inputs_of
@@ -224,14 +225,19 @@ def test_an_edited_output_is_as_if_its_slice_were_edited_in_place():
         output[:, :, [1, 3]] = 0
         return output
 
-    with edit_sdpa([module], without), watch_sdpa([module], lambda one, call: seen.append(call)):
+    with edit_sdpa([module], without, name="two"), watch_sdpa([module], lambda one, call: seen.append(call)):
         edited = module(*states)
     expected = plain.clone()
     expected[:, [1, 3]] = 0
     assert torch.equal(edited, expected)
     assert torch.equal(seen[0].output, plain.transpose(1, 2))  # a watcher sees what the kernel gave out
-    with edit_sdpa([module], without), edit_sdpa([module], lambda one, call: call.output * 2):
+    with (
+        edit_sdpa([module], without, name="two"),
+        edit_sdpa([module], lambda one, call: call.output * 2, name="doubled"),
+    ):
         assert torch.equal(module(*states), expected * 2)
+        assert edits_of([module]) == ("two", "doubled")
+    assert edits_of([module]) == ()
     assert torch.equal(module(*states), plain)
 
 
