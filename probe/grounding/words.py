@@ -182,7 +182,7 @@ def _with_textblob(text: str) -> Tagged:
             # Its pattern runs on from one phrase into the next: "dog and cat", "the square a circle".
             before = words[-1] if words else None
             runs_on = before is not None and before.tag.startswith("NN") and tag in ("DT", "PRP$", "CC")
-            number += label == "B-NP" or (label == "I-NP" and (runs_on or tag == "CC"))
+            number += label == "B-NP" or (label == "I-NP" and runs_on)
             inside = label.endswith("-NP") and tag != "CC"
             words.append(replace(word, tag=tag, chunk=number if inside else None))
     return Tagged(tuple(_with_roots(words)), f"textblob {version('textblob')}", unplaced)
@@ -197,7 +197,7 @@ def _plain(word: Word) -> str:
     """A word as the tagger knows it; emoji and other scripts, which it does not know, count as a comma and not as a noun."""
     if not word.readable or not any(map(str.isalnum, word.text)):
         return word.text if word.text in _SIGNS else ","
-    return unicodedata.normalize("NFC", word.text).replace("’", "'")
+    return word.text.replace("’", "'")
 
 
 def _repaired(tagged: list[list[str]]) -> list[list[str]]:

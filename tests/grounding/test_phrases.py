@@ -87,6 +87,14 @@ def test_words_cover_everything_but_white_space_once():
         assert all(one.end <= two.start for one, two in pairwise(found))
 
 
+def test_sentences_and_joined_letters():
+    found = split_words("a dog... 3.5 cats\n\nA man.")
+    assert [(one.text, one.sentence) for one in found if one.text.isalnum() or "." in one.text] == [
+        ("a", 0), ("dog", 0), (".", 0), (".", 0), (".", 0), ("3.5", 1), ("cats", 1), ("A", 2), ("man", 2), (".", 2),
+    ]  # fmt: skip
+    assert [one.text for one in split_words("می\u200cخواهم 👩\u200d👧")] == ["می\u200cخواهم", "👩\u200d", "👧"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -102,6 +110,7 @@ def test_words_cover_everything_but_white_space_once():
         ("The man’s hat isn't red.", [("The man", "man"), ("hat", "hat")]),
         ("A smiling man. The dog!", [("A smiling man", "man"), ("The dog", "dog")]),
         ("a dog and a dog", [("a dog", "dog"), ("a dog", "dog")]),
+        ("the dog house door", [("the dog house door", "door")]),
         ("two black-and-white dogs", [("two black-and-white dogs", "dogs")]),
     ],
 )
@@ -146,6 +155,15 @@ def test_a_phrase_never_hangs_on_a_word_that_the_chunker_cannot_read(text):
     assert (found.text, text[slice(*found.root)]) == ("a dog", "dog")
 
 
+def test_words_that_the_tagger_changes_are_counted_and_never_misplaced(monkeypatch):
+    from textblob.en import parser
+
+    real = parser.find_tags
+    monkeypatch.setattr(parser, "find_tags", lambda words: real([one for one in words if one != "gonna"]))
+    found = noun_phrases("a dog. a cat gonna go. a man", chunker="textblob")
+    assert ([one.text for one in found], found.skipped) == (["a dog", "a man"], 5)
+
+
 def test_a_chunker_that_is_not_here():
     with pytest.raises(InputError, match="Did you mean 'textblob'"):
         noun_phrases("a dog", chunker="textblog")
@@ -175,26 +193,61 @@ def test_spacy_is_taken_where_its_model_is_installed(monkeypatch):
     monkeypatch.setattr(words.importlib.util, "find_spec", lambda name: fake)
     words._pipeline.cache_clear()
     found = noun_phrases(text)
+    tokens[3].is_sent_start = True
+    read = words.tag_words(text, chunker="auto").words
     words._pipeline.cache_clear()
+    assert [(one.text, one.sentence) for one in read] == [("the", 0), ("dog", 0), ("sees", 1)]
     assert [(one.text, one.root, one.chunker) for one in found] == [("the  dog", (5, 8), "spacy:en_core_web_sm 9.9")]
     assert found.skipped == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "phrases", "relations"),
+    [
+        # A relation has a phrase before it in its own sentence.
+        ("There is a dog", ["a dog"], []),
+        ("On the grass stands a dog. Near it is a cat.", ["the grass", "a dog", "a cat"], ["stands"]),
+        # "the left" is a place only after a preposition of its own sentence.
+        ("a dog next to\n\nThe left of the house is red", ["a dog", "The left", "the house"], ["of"]),
+        ("a dog (on a mat): under a tree", ["a dog", "a mat", "a tree"], []),
+    ],
+)
+def test_relations_stay_within_their_clause(text, phrases, relations):
+    found = noun_phrases(text, chunker="textblob")
+    assert [one.text for one in found] == phrases
+    assert [one.text for one in found.relations] == relations
+
+
+def _tagged(*words):
+    """A text and what a chunker gave for it by hand: (word, tag, chunk, root)."""
+    found, text = [], ""
+    for word, tag, chunk, root in words:
+        found.append(Word(word, len(text), len(text) + len(word), 0, tag, chunk, root, readable=word.isascii()))
+        text += word + " "
+    return text, Tagged(tuple(found), "by hand")
+
+
+def test_words_that_a_chunker_guesses_at_are_in_no_phrase(monkeypatch):
+    text, tagged = _tagged(
+        ("красный", "JJ", 0, False),
+        ("dog", "NN", 0, True),
+        ("the", "DT", 1, False),
+        ("кот", "NN", 1, True),
+        ("--", "NN", 2, True),
+    )
+    monkeypatch.setattr("probe.grounding.phrases.tag_words", lambda text, chunker: tagged)
+    found = noun_phrases(text)
+    assert [one.text for one in found] == ["dog"]
+    assert (found.attributes, found.skipped) == ((), 2)
+
+
 def test_the_root_is_the_chunkers_and_no_attribute_of_itself(monkeypatch):
     # "the rich" hangs on an adjective, "the big number 7" on a word in its middle.
-    tags = (
-        ("the", "DT", 0),
-        ("rich", "JJ", 0),
-        ("see", "VB", None),
-        ("the", "DT", 1),
-        ("big", "JJ", 1),
-        ("number", "NN", 1),
-    )
-    text, found = "", []
-    for word, tag, chunk in (*tags, ("7", "CD", 1)):
-        found.append(Word(word, len(text), len(text) + len(word), 0, tag, chunk, root=word in ("rich", "number")))
-        text += word + " "
-    monkeypatch.setattr("probe.grounding.phrases.tag_words", lambda text, chunker: Tagged(tuple(found), "by hand"))
+    text, tagged = _tagged(
+        ("the", "DT", 0, False), ("rich", "JJ", 0, True), ("see", "VB", None, False), ("the", "DT", 1, False),
+        ("big", "JJ", 1, False), ("number", "NN", 1, True), ("7", "CD", 1, False),
+    )  # fmt: skip
+    monkeypatch.setattr("probe.grounding.phrases.tag_words", lambda text, chunker: tagged)
     phrases = noun_phrases(text)
     assert [(one.text, text[slice(*one.root)]) for one in phrases] == [
         ("the rich", "rich"),

@@ -36,6 +36,10 @@ def test_a_point_below_the_threshold_is_cut_at_its_own_height():
     [mask], _ = ThresholdRefiner("otsu").encode(GREY).prompt(points=[(0, 0)], maps=[HILLS])
     assert mask.sum() == 1
     assert mask[0, 0]
+    low = HILLS.copy()
+    low[4, :3] = 1.0, 1.5, 0.5
+    [mask], _ = ThresholdRefiner("otsu").encode(GREY).prompt(points=[(4, 0)], maps=[low])
+    assert np.argwhere(mask).tolist() == [[4, 0], [4, 1]]
 
 
 def test_what_is_avoided_counts_as_nothing():
@@ -61,6 +65,17 @@ def test_pixels_that_no_patch_sees_are_never_in_the_mask():
 def test_the_threshold_refiner_inside_a_box():
     [mask], _ = ThresholdRefiner("mean").encode(GREY).prompt(boxes=[(0, 0, 2, 9)], maps=[HILLS])
     assert np.argwhere(mask).tolist() == [[0, 0], [1, 1], [1, 2], [1, 3]]
+    # Where nine tenths of the map are nothing, the threshold is 0, but nothing is no region.
+    lone = np.where(HILLS == 1, 1.0, 0.0)
+    [mask], _ = ThresholdRefiner("quantile").encode(GREY).prompt(boxes=[(0, 0, 2, 9)], maps=[lone])
+    assert np.argwhere(mask).tolist() == [[0, 0]]
+
+
+def test_the_highest_share_of_the_pixels():
+    slope = np.arange(54.0).reshape(6, 9)
+    [mask], _ = ThresholdRefiner("quantile", quantile=0.75).encode(GREY).prompt(points=[(5, 8)], maps=[slope])
+    assert np.array_equal(mask, slope >= np.quantile(slope, 0.75))
+    assert mask.sum() == 14
 
 
 @pytest.mark.parametrize("method", ["slic", "felzenszwalb"])
@@ -87,6 +102,13 @@ def test_superpixels_of_one_colour_are_all_of_the_picture(size):
     assert mask.shape == size
     assert mask.all()
     assert np.isnan(score)
+
+
+def test_superpixels_of_one_region_that_do_not_touch_are_told_apart():
+    encoded = SuperpixelRefiner().encode(GREY)
+    encoded.regions = np.repeat([[0] * 3 + [1] * 3 + [0] * 3], 6, axis=0)  # grown round a bar, say
+    [mask], _ = encoded.prompt(points=[(2, 1)])
+    assert np.array_equal(mask, np.arange(9) < np.full((6, 1), 3))
 
 
 @pytest.mark.parametrize("name", REFINERS)
@@ -116,5 +138,13 @@ def test_what_cannot_be_asked():
         encoded.prompt(points=[(0, 0)])
     with pytest.raises(InputError, match=r"points=.* or boxes="):
         encoded.prompt()
-    with pytest.raises(InputError, match=r"point \(8, 2\) does not lie in the image of 6 x 9"):
-        encoded.prompt(points=[(8, 2)], maps=[HILLS])
+    for point in ((8, 2), (6, 2), (2, 9), (-1, 2)):
+        with pytest.raises(InputError, match=rf"point \({point[0]}, {point[1]}\) does not lie in the image of 6 x 9"):
+            encoded.prompt(points=[point], maps=[HILLS])
+    encoded.prompt(points=[(5, 8)], maps=[HILLS])
+    encoded.prompt(boxes=[(0, 0, 6, 9)], maps=[HILLS])  # the end of a box is the pixel behind it
+    with pytest.raises(InputError, match=r"box \(0, 0, 7, 9\) does not lie"):
+        encoded.prompt(boxes=[(0, 0, 7, 9)], maps=[HILLS])
+    for maps in ([HILLS.T], [HILLS, HILLS]):
+        with pytest.raises(InputError, match=r"need maps of shape \(1, 6, 9\)"):
+            encoded.prompt(points=[(0, 0)], maps=maps)

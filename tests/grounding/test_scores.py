@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +11,7 @@ from PIL import Image
 from probe.errors import InputError
 from probe.grounding.scores import MEASURES, iou, score_masks
 from probe.grounding.segment import attend_and_segment
+from probe.layout import PatchGrid
 from tests.records import make_record
 
 IMAGE = Image.new("RGB", (32, 32), "grey")
@@ -82,6 +85,42 @@ def test_intervals_hold_the_value_and_shrink():
     many = score_masks(found * 9, truth * 9)
     width = (table["high"] - table["low"])[0], (many["high"] - many["low"])[0]
     assert width[1] < 0.5 * width[0]
+
+
+def _with_masks(found, masks):
+    return replace(
+        found, phrases=tuple(replace(one, mask=mask) for one, mask in zip(found.phrases, masks, strict=True))
+    )
+
+
+def test_the_centre_box_is_as_large_as_the_mask_and_the_oracle_takes_whole_patches():
+    found = _with_masks(_found(phrases=["circle"]), [_box(0, 0, 16, 16)])
+    values = _values(score_masks([found], [[_box(0, 0, 32, 16)]]))
+    assert values["centre box"] == pytest.approx(128 / (256 + 512 - 128))  # rows and cols 8 to 24
+    # No patch lies half in such a mask, so the best one is taken.
+    assert _values(score_masks([found], [[_box(0, 0, 4, 4)]]))["oracle patches"] == pytest.approx(16 / 64)
+    # Of the first row of patches the image holds the lower third, all of which is in the mask.
+    record = make_record(grid=PatchGrid((16, 32), (-8.0, 4.0, 12.0, 24.0), (0.0, 8.0, 16.0, 24.0, 32.0), 8))
+    found = attend_and_segment(record, Image.new("RGB", (32, 16)), phrases=["circle"])
+    truth = np.zeros((16, 32), dtype=bool)
+    truth[:12, :8] = True
+    assert _values(score_masks([found], [[truth]]))["oracle patches"] == 1
+
+
+def test_controls_are_of_other_things_and_of_the_image_before():
+    def line(one, two):
+        return (one & two).sum() / (one | two).sum()
+
+    found = _found(phrases=("circle", "red circle", "blue square"))
+    same, other = _box(0, 0, 20, 12), _box(8, 8, 32, 30)
+    masks = [one.mask for one in found.phrases]
+    expected = [line(masks[2], same), line(masks[2], same), (line(masks[0], other) + line(masks[1], other)) / 2]
+    assert _values(score_masks([found], [[same, same, other]]))["other phrase"] == pytest.approx(np.mean(expected))
+    several = [_found(seed, phrases) for seed, phrases in enumerate((["circle"], ["square"], [], ["circle"]))]
+    truth = [[_box(0, 0, 32, 20)], [_box(0, 6, 30, 32)], [], [_box(9, 9, 30, 30)]]
+    shuffled = [line(several[1].masks[0], truth[0][0]), line(several[3].masks[0], truth[1][0])]  # over the one without
+    assert shuffled[1] != line(several[3].masks[0], truth[0][0])
+    assert _values(score_masks(several, truth))["shuffled"] == pytest.approx(np.mean(shuffled))
 
 
 def test_one_thing_under_two_names_is_no_other_phrase():

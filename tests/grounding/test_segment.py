@@ -21,6 +21,8 @@ from tests.records import make_grid, make_record
 
 IMAGE = Image.new("RGB", (32, 32), "grey")
 PHRASE = "red circle"  # tokens 1 and 2
+#: Padded above and below: parts of the second and fourth patch row, and all of what lies beyond, are no image.
+PADDED = PatchGrid((16, 32), (-16.0, -8.0, 4.0, 12.0, 24.0, 32.0), (0.0, 8.0, 16.0, 24.0, 32.0), 8)
 
 
 def _pictured(record):
@@ -91,8 +93,7 @@ def test_points_in_original_pixels():
 @pytest.mark.parametrize(
     "grid",
     [
-        # Padded above and below: half of the first and last patch row, and all of what lies beyond, are no image.
-        PatchGrid((16, 32), (-16.0, -8.0, 4.0, 12.0, 24.0, 32.0), (0.0, 8.0, 16.0, 24.0, 32.0), 8),
+        PADDED,
         # Cropped on the left and on the right.
         PatchGrid((16, 64), (0.0, 4.0, 8.0, 12.0, 16.0), (24.0, 28.0, 32.0, 36.0, 40.0), 8),
     ],
@@ -125,6 +126,26 @@ def test_the_mask_is_the_refiners():
     assert 0 < one.mask.mean() < 1
 
 
+def test_the_refiner_is_asked_with_the_point_that_was_chosen():
+    asked = []
+
+    class Spy:
+        name = "spy"
+
+        def encode(self, image):
+            return self
+
+        def prompt(self, *, points=None, boxes=None, maps=None):
+            asked.extend(points)
+            return np.ones((1, 32, 32), dtype=bool), np.ones(1)
+
+    record = make_record(grid=replace(make_grid(4, 4, image_size=(32, 32)), patch_size=8))
+    for point in ("bicubic", "patch centre"):
+        one = _only(record, point=point, refiner=Spy())
+    assert asked == [one.bicubic_point, one.patch_point]
+    assert one.bicubic_point != one.patch_point
+
+
 def test_a_map_that_points_nowhere_is_explained():
     record = make_record()
     for layer in record.layers:
@@ -134,6 +155,36 @@ def test_a_map_that_points_nowhere_is_explained():
     assert (one.point, one.bicubic_point, one.patch_point, one.mask.any()) == (None, None, None, False)
     assert np.isnan(one.score)
     assert "points nowhere" in one.note
+
+
+def test_rounding_and_padding_point_nowhere():
+    record = make_record(grid=PADDED)
+    for layer in record.layers:
+        layer.values[:, :, 1:3] = layer.token_mean[:] = 0.25
+        layer.values[:, :, 1:3, 2, 2] += 3e-8  # the next number that float32 has
+        layer.values[:, :, 1:3, torch.as_tensor(PADDED.weight == 0)] += 9.0
+        assert layer.values[0, 0, 1, 2, 2] != 0.25
+    one = _only(record)
+    assert (one.point, "points nowhere" in one.note) == (None, True)
+    for layer in record.layers:
+        layer.values[:, :, 1:3, torch.as_tensor(PADDED.weight > 0)] *= torch.linspace(0.1, 0.9, 12)
+    assert "no patch more than the average token" in _only(record).note  # whatever the padding holds
+
+
+def test_timesteps_are_averaged():
+    record = make_record()
+    other = make_record(seed=5)
+    layers = tuple(
+        replace(
+            one,
+            values=torch.cat([one.values, two.values]),
+            token_mean=torch.cat([one.token_mean, two.token_mean]),
+            rest=torch.cat([one.rest, two.rest]),
+        )
+        for one, two in zip(record.layers, other.layers, strict=True)
+    )
+    expected = (token_maps(record)[0] + token_maps(other)[0]) / 2
+    assert (token_maps(replace(record, layers=layers))[0] - expected).abs().max() < 1e-7
 
 
 def test_a_map_below_the_mean_everywhere_is_explained():
@@ -157,6 +208,8 @@ def test_the_noun_phrases_of_the_answer_by_default():
     part = attend_and_segment(record.select(tokens=[0, 1, 2]), IMAGE)
     assert [one.text for one in part.phrases] == ["a red circle"]
     assert "1 noun phrases are not among the recorded tokens" in part.note
+    rootless = attend_and_segment(record.select(tokens=[0, 1, 3]), IMAGE)
+    assert (rootless.phrases, "2 noun phrases are not among" in rootless.note) == ((), True)
     chosen = noun_phrases(record.text, chunker="textblob")
     assert [one.phrase for one in attend_and_segment(record, IMAGE, phrases=chosen).phrases] == list(chosen)
 
@@ -177,7 +230,8 @@ def test_no_phrase_is_an_empty_explained_result(phrases):
 
 
 def test_json_keeps_masks_as_coco_run_lengths():
-    found = attend_and_segment(make_record(), IMAGE)
+    record = make_record(grid=make_grid(4, 4, image_size=(24, 40)))
+    found = attend_and_segment(record, _pictured(record))
     data = json.loads(json.dumps(found.to_json()))
     for one, kept in zip(found.phrases, data["phrases"], strict=True):
         assert np.array_equal(coco_mask.decode(kept["mask"]).astype(bool), one.mask)
