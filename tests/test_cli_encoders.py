@@ -162,7 +162,7 @@ def test_what_means_nothing_for_a_model_is_one_line(refused, saved, coco, tmp_pa
     data = ("--data", coco)
     clip, pipeline = saved(tiny_clip), saved(tiny_sd)
     assert "timesteps=(100,) means nothing for" in refused("score", "--model", clip, *data, "--timestep", 100)
-    assert "--timestep takes a whole number, found 'x'" in refused(
+    assert "--timestep takes a whole number of 0 or more, found 'x'" in refused(
         "score", "--model", pipeline, *data, "--timestep", "x"
     )
     assert "numbered 0 to 999" in refused("score", "--model", pipeline, *data, "--timestep", 1000)

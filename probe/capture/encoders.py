@@ -141,7 +141,8 @@ class EncoderRecorder:
                 "same thread."
             )
         certificate = self._certificate()
-        preparation = checked_preparation(self.processor, image, seen=self.pixels, family=self.family)
+        seen = _as_processed(self.pixels, self.model.config)
+        preparation = checked_preparation(self.processor, image, seen=seen, family=self.family)
         grid = preparation.grid(self.tower.config.patch_size)
         tokens, kind = self._tokens(grid)
         return AttentionRecord(
@@ -310,6 +311,16 @@ class EncoderRecorder:
 def has_class_token(tower: Any) -> bool:
     """True if the encoder puts a class token in front of the patches."""
     return hasattr(tower.embeddings, "class_embedding")
+
+
+def _as_processed(pixels: Tensor, config: Any) -> Tensor:
+    """The pixels as the processor made them: a DiffLMM as released normalises them once more on their way to CLIP."""
+    if getattr(config, "normalisation", "intended") != "as-released":
+        return pixels
+    mean, std = (
+        torch.tensor(one, device=pixels.device).view(1, 3, 1, 1) for one in (config.image_mean, config.image_std)
+    )
+    return ((pixels.float() * std + mean) * 2 - 1).to(pixels.dtype)
 
 
 def _pooling_query(prefix: str, tower: Any) -> tuple[str, nn.Module]:

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from probe.errors import CaptureError
 
-__all__ = ["EDITS", "AttentionCall", "Edit", "Editor", "Watcher", "edit_registry", "edits_of", "entered", "watch_registry"]
+__all__ = [
+    "EDITS",
+    "AttentionCall",
+    "Edit",
+    "Editor",
+    "Watcher",
+    "edit_registry",
+    "edits_of",
+    "entered",
+    "watch_registry",
+]
 
 
 @dataclass(frozen=True, eq=False)

@@ -184,7 +184,10 @@ def _training_parts(curve: TrainingCurve) -> list[Any]:
 def _order_line(row: dict[str, Any]) -> str:
     loss = row["loss"].replace("_", " ")
     if row["order"] == "unknown":
-        return f"order        grounding or {loss} does not change from the first to the last checkpoint, so none comes first"
+        return (
+            f"order        not known: the change of grounding or of the {loss} from the first to the last checkpoint is within its "
+            "interval; more images may tell"
+        )
     gone = f"{row['share']:.0%} of its way at step {row['score_step']:.0f}, the {loss} at {row['loss_step']:.0f}"
     lag = f"{row['lag']:.0f} [{row['lag_low']:.0f}, {row['lag_high']:.0f}] steps later"
     return f"order        grounding {row['order']} the {loss}: {gone}, {lag}"

@@ -151,8 +151,12 @@ def snapshot_folders(name: str | Path) -> dict[int, Path]:
     ----------
     name : A name in `MODELS`, or a folder that `train_llava` wrote.
     """
-    found = _folder(name).glob(f"snapshots/step-*/{WEIGHTS_FILE}")
-    return dict(sorted((int(path.parent.name.removeprefix("step-")), path.parent) for path in found))
+    found = {
+        path.parent.name.removeprefix("step-"): path.parent
+        for path in _folder(name).glob(f"snapshots/step-*/{WEIGHTS_FILE}")
+    }
+    # A folder of the user's own, such as "step-last", is at no step.
+    return dict(sorted((int(step), place) for step, place in found.items() if step.isdecimal()))
 
 
 def load(name: str | Path, *, step: int | None = None) -> tuple[Any, Any]:

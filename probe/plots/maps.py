@@ -137,8 +137,7 @@ def muted_pixels(image: Picture, size: tuple[int, int]) -> NDArray[np.float64]:
         )
     picture.thumbnail((LONGEST, LONGEST))
     colour = np.asarray(picture, dtype=np.float64) / 255
-    # Luma of Rec. 709, term by term: a matrix product rounds by where the array lies in memory, and bytes would differ.
-    grey = 0.2126 * colour[..., 0] + 0.7152 * colour[..., 1] + 0.0722 * colour[..., 2]
+    grey = colour @ np.array([0.2126, 0.7152, 0.0722])  # luma of Rec. 709
     muted = SATURATION * colour + (1 - SATURATION) * grey[..., None]
     return LIFT + (1 - LIFT) * muted
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 import matplotlib.style
+import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
@@ -160,6 +161,15 @@ def _settle(figure: Figure) -> None:
     for _ in range(2):  # ticks and Axes of a fixed shape settle in the second pass
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    # The layout's solver differs in the last bit from run to run, which is enough to shade a pixel otherwise.
+    parts = [*figure.subfigs]
+    for part in parts:  # grows by the parts of parts
+        parts += part.subfigs
+        part.bbox_relative.set_points(
+            np.round(part.bbox_relative.get_points(), 12) + 0.0
+        )  # + 0.0: -0 is printed otherwise
+    for ax in figure.axes:
+        ax.set_position(np.round(ax.get_position(original=True).bounds, 12) + 0.0)
 
 
 def trim(ax: Axes) -> None:

@@ -324,9 +324,9 @@ def test_a_head_that_is_taken_away_is_as_if_its_slice_were_zeroed_before_the_pro
 def test_a_record_says_what_was_edited_while_it_was_made():
     pipeline = tiny_sd()
     modules = [module for _, module in unet_attention(pipeline.unet, "self-attention")]
-    with edit_sdpa(modules[:1], lambda one, call: call.output * 0, name="first self-attention"):
-        with probe.record(pipeline) as recorder:
-            generate(pipeline, steps=2)
+    without = edit_sdpa(modules[:1], lambda one, call: call.output * 0, name="first self-attention")
+    with without, probe.record(pipeline) as recorder:
+        generate(pipeline, steps=2)
     assert recorder.result().source.ablation == "first self-attention"
     with probe.record(pipeline) as recorder:
         generate(pipeline, steps=2)

@@ -180,6 +180,7 @@ def test_timesteps_are_averaged():
             values=torch.cat([one.values, two.values]),
             token_mean=torch.cat([one.token_mean, two.token_mean]),
             rest=torch.cat([one.rest, two.rest]),
+            timesteps=(1, 2),
         )
         for one, two in zip(record.layers, other.layers, strict=True)
     )

@@ -163,8 +163,9 @@ def test_a_saved_folder_loads_as_any_other_model_does(tmp_path: Path) -> None:
 def test_unknown_names_and_steps_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match=r"There is no lab model 'lab/lava'.*Did you mean 'lab/llava'"):
         folder("lab/lava")
-    (tmp_path / "snapshots" / "step-00020").mkdir(parents=True)
-    (tmp_path / "snapshots" / "step-00020" / "model.safetensors").touch()
+    for name in ("step-00020", "step-last"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+        (tmp_path / "snapshots" / name / "model.safetensors").touch()
     assert list(snapshot_folders(tmp_path)) == [20]
     with pytest.raises(ModelError, match="no snapshot of step 30; it has 20"):
         load(tmp_path, step=30)
