@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 import operator
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -20,6 +18,7 @@ from probe.capture.conditioning import Conditioning, Guidance, Keys, PipelineCon
 from probe.capture.diffusion_records import assemble_diffusion
 from probe.capture.geometry import Preparation
 from probe.capture.hooks import require_uncompiled, watch_forward
+from probe.capture.recordings import Recording
 from probe.capture.sdpa import watch_sdpa
 from probe.capture.steps import StepStore
 from probe.capture.taps import AttentionCall, edits_of
@@ -38,7 +37,7 @@ _EVEN = 8
 Cells = Sequence[tuple[int, int]]
 
 
-class DiffusionRecorder:
+class DiffusionRecorder(Recording):
     """Watches the U-Net of one pipeline for one call of it; a context manager, made by ``probe.record``.
 
     >>> with probe.record(pipeline, place="cross-attention") as recorder:
@@ -102,9 +101,7 @@ class DiffusionRecorder:
         chosen = choose_layers(unet_attention(self.unet, place), layers, place=place)
         self.layers = {module: name for name, module in chosen}
         self.heads = {module: _heads(name, module, heads) for name, module in chosen}
-        self._open: ExitStack | None = None
-        # Only the thread that opened the context is followed: what others do with the model is none of this record's.
-        self._thread: int | None = None
+        super().__init__()
         self._state: Literal["empty", "running", "finished"] = "empty"
         self._begin()
 
@@ -133,23 +130,10 @@ class DiffusionRecorder:
         if self.steps and not self._forward:
             self._state = "finished"
 
-    def __enter__(self) -> DiffusionRecorder:
-        if self._open is not None:
-            raise CaptureError("This recorder is already open; make another with record().")
-        self._thread = threading.get_ident()
-        with ExitStack() as attached:
-            attached.enter_context(watch_sdpa(self.layers, self._see))
-            attached.enter_context(watch_forward([self.unet], before=self._forward_begins, after=self._forward_ends))
-            attached.enter_context(self.conditioning.watch(self._begin, self._end))
-            self._open = attached.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        opened, self._open = self._open, None
-        if opened is not None:
-            opened.close()
+    def _attach(self, attached: ExitStack) -> None:
+        attached.enter_context(watch_sdpa(self.layers, self._see))
+        attached.enter_context(watch_forward([self.unet], before=self._forward_begins, after=self._forward_ends))
+        attached.enter_context(self.conditioning.watch(self._begin, self._end))
 
     def result(self, *, image: Any = None) -> AttentionRecord:
         """The record of the pass, after its certificate has been checked.
@@ -259,9 +243,6 @@ class DiffusionRecorder:
         self.checked_rows += len(picked)
         if error > self.max_error:
             self.max_error, self.worst = error, self.layers[module]
-
-    def _mine(self) -> bool:
-        return self._thread == threading.get_ident()
 
 
 def _of_batch(call: AttentionCall, row: int) -> AttentionCall:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -19,6 +17,7 @@ from probe.capture.geometry import Preparation, checked_preparation
 from probe.capture.hooks import require_uncompiled, watch_forward
 from probe.capture.modules import encoder_modules, image_encoder
 from probe.capture.multihead import MultiheadCall, multihead_error, multihead_rows, watch_multihead
+from probe.capture.recordings import Recording
 from probe.capture.reduce import RowStore
 from probe.capture.taps import AttentionCall, watch_registry
 from probe.capture.weights import attention_rows, reproduction_error, tolerance_of
@@ -33,7 +32,7 @@ __all__ = ["EncoderRecorder", "has_class_token"]
 _ROWS_AT_ONCE = 64
 
 
-class EncoderRecorder:
+class EncoderRecorder(Recording):
     """Watches the image encoder of one model for one pass over one image; a context manager.
 
     >>> with EncoderRecorder(model, processor) as recorder:
@@ -86,9 +85,7 @@ class EncoderRecorder:
         chosen = resolve_indices(layers, len(found), what="layer")
         self.layers = {module: name for name, module in (found[i] for i in chosen)}
         self.heads = resolve_indices(heads, self.tower.config.num_attention_heads, what="head")
-        self._open: ExitStack | None = None
-        # Only the thread that opened the context is followed.
-        self._thread: int | None = None
+        super().__init__()
         self._state: Literal["empty", "running", "finished"] = "empty"
         self.pixels: Tensor | None = None
         self.layout: Layout | None = None
@@ -98,25 +95,12 @@ class EncoderRecorder:
         self.dtype: torch.dtype | None = None
         self._seen: dict[nn.Module, int] = {}
 
-    def __enter__(self) -> EncoderRecorder:
-        if self._open is not None:
-            raise CaptureError("This recorder is already open; make another with record().")
-        self._thread = threading.get_ident()
-        with ExitStack() as attached:
-            if self.pooling:
-                attached.enter_context(watch_multihead(self.layers, self._see_pooling))
-            else:
-                attached.enter_context(watch_registry(self.layers, self._see))
-            attached.enter_context(watch_forward([self.tower], before=self._pass_begins, after=self._pass_ends))
-            self._open = attached.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        opened, self._open = self._open, None
-        if opened is not None:
-            opened.close()
+    def _attach(self, attached: ExitStack) -> None:
+        if self.pooling:
+            attached.enter_context(watch_multihead(self.layers, self._see_pooling))
+        else:
+            attached.enter_context(watch_registry(self.layers, self._see))
+        attached.enter_context(watch_forward([self.tower], before=self._pass_begins, after=self._pass_ends))
 
     def result(self, *, image: Any = None) -> AttentionRecord:
         """The record of the pass, after its certificate has been checked.
@@ -231,9 +215,6 @@ class EncoderRecorder:
             self._note(module, multihead_error(module, call, weights, rows=rows), 1)
 
     # Helpers ------------------------------------------------------------------------------------------------------------
-
-    def _mine(self) -> bool:
-        return self._thread == threading.get_ident()
 
     def _running(self) -> bool:
         return self._mine() and self._state == "running"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from probe.attention import AttentionRecord
 from probe.errors import InputError, did_you_mean
 from probe.families import Family, matches
 
-__all__ = ["Recording", "choose_place", "places_of"]
+__all__ = ["choose_place", "places_of"]
 
 #: What each place takes besides layers, heads, offload and verify.
 _OPTIONS = {
@@ -19,18 +17,6 @@ _OPTIONS = {
     "cross-attention": ("timesteps", "guidance"),
     "self-attention": ("timesteps", "guidance", "patches"),
 }
-
-
-class Recording(Protocol):
-    """What ``record()`` gives out: a context in which one pass is watched, and then its record."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def result(self, *, image: Any = None) -> AttentionRecord: ...
 
 
 def choose_place(model: Any, family: Family, place: str | None, options: Iterable[str]) -> str:

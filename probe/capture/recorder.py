@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Sequence as Several
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -16,7 +14,8 @@ from probe.attention import AttentionRecord
 from probe.capture.assemble import assemble
 from probe.capture.hooks import require_uncompiled, watch_forward, watch_generate
 from probe.capture.modules import attention_modules
-from probe.capture.places import Recording, choose_place
+from probe.capture.places import choose_place
+from probe.capture.recordings import Recording
 from probe.capture.reduce import Queries, RowStore, answer_tokens
 from probe.capture.sequence import Sequence, batch_of_one, image_token_id, require_one_sequence
 from probe.capture.taps import AttentionCall, edits_of, watch_registry
@@ -97,7 +96,7 @@ def record(
     return DiffusionRecorder(source, place=chosen, **options)  # type: ignore[arg-type]
 
 
-class Recorder:
+class Recorder(Recording):
     """Watches one model; made by ``record()``. Use it for one pass: one ``generate``, or one forward pass."""
 
     def __init__(
@@ -129,9 +128,7 @@ class Recorder:
         count = model.config.get_text_config().num_attention_heads
         self.heads = resolve_indices(heads, count, what="head")
         self.answer_start = answer_start
-        self._open: ExitStack | None = None
-        # Only the thread that opened the context is followed: what others do with the model is none of this record's.
-        self._thread: int | None = None
+        super().__init__()
         self._reset()
 
     def _reset(self) -> None:
@@ -150,23 +147,10 @@ class Recorder:
         self._seen: dict[nn.Module, int] = {}
         self._calls = 0
 
-    def __enter__(self) -> Recorder:
-        if self._open is not None:
-            raise CaptureError("This recorder is already open; make another with record().")
-        self._thread = threading.get_ident()
-        with ExitStack() as attached:
-            attached.enter_context(watch_registry(self.layers, self._see))
-            attached.enter_context(watch_forward([self.model], before=self._forward_begins, after=self._forward_ends))
-            attached.enter_context(watch_generate(self.model, self))
-            self._open = attached.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        opened, self._open = self._open, None
-        if opened is not None:
-            opened.close()
+    def _attach(self, attached: ExitStack) -> None:
+        attached.enter_context(watch_registry(self.layers, self._see))
+        attached.enter_context(watch_forward([self.model], before=self._forward_begins, after=self._forward_ends))
+        attached.enter_context(watch_generate(self.model, self))
 
     def result(self, *, image: Any = None) -> AttentionRecord:
         """The record of the pass, after its certificate has been checked.
@@ -298,9 +282,6 @@ class Recorder:
         return sorted({round(i * (count - 1) / 3) for i in range(4)})
 
     # Helpers ------------------------------------------------------------------------------------------------------------
-
-    def _mine(self) -> bool:
-        return self._thread == threading.get_ident()
 
     def _require_first_pass(self) -> None:
         if self._state == "finished":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from probe.capture.hooks import require_uncompiled, watch_forward
 from probe.capture.modules import encoder_modules, image_encoder
+from probe.capture.recordings import Watching
 from probe.capture.taps import AttentionCall, watch_registry
 from probe.capture.weights import attention_rows, reproduction_error
 from probe.errors import CaptureError
@@ -18,10 +18,11 @@ from probe.errors import CaptureError
 __all__ = ["Residuals"]
 
 
-class Residuals:
+class Residuals(Watching):
     """Everything that is added to the class token on its way through the encoder, in one pass; a context manager."""
 
     def __init__(self, model: Any) -> None:
+        super().__init__()
         require_uncompiled(model)
         _, self.tower, _ = image_encoder(model)
         found = encoder_modules(model)
@@ -36,25 +37,17 @@ class Residuals:
         self._weighted: dict[nn.Module, Tensor] = {}
         self._start: Tensor | None = None
         self._final: Tensor | None = None
-        self._thread = threading.get_ident()
-        self._open = ExitStack()
 
-    def __enter__(self) -> Residuals:
+    def _attach(self, attached: ExitStack) -> None:
         outputs = [part for one in self.layers for part in (one.self_attn.out_proj, one.mlp)]
         if any(type(one.self_attn.out_proj) is not nn.Linear for one in self.layers):
             raise CaptureError(
                 "An output projection of the image encoder is not a plain linear layer (an adapter, or quantised), so it cannot be "
                 "split into heads; merge the adapter, or load the model unquantised."
             )
-        with ExitStack() as attached:
-            attached.enter_context(watch_registry(self.attention, self._see))
-            attached.enter_context(watch_forward(outputs, after=self._keep_output))
-            attached.enter_context(watch_forward([self.layers[0], self.tower.post_layernorm], before=self._keep_input))
-            self._open = attached.pop_all()
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        self._open.close()
+        attached.enter_context(watch_registry(self.attention, self._see))
+        attached.enter_context(watch_forward(outputs, after=self._keep_output))
+        attached.enter_context(watch_forward([self.layers[0], self.tower.post_layernorm], before=self._keep_input))
 
     @property
     def final(self) -> Tensor:
@@ -85,9 +78,6 @@ class Residuals:
             "last_bias": last_bias,
         }
         return {name: one.cpu() for name, one in found.items()}
-
-    def _mine(self) -> bool:
-        return self._thread == threading.get_ident()
 
     def _see(self, module: nn.Module, call: AttentionCall) -> None:
         if not self._mine():

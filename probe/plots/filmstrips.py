@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from probe.attention import AttentionRecord
@@ -60,6 +61,8 @@ def filmstrip(
     """
     frames = _frames(found, phrase, over)
     maps = {label: phrase_map(one, reading=reading, view=view) for label, one in frames.items()}
+    if over == "timestep":  # each picture's title says it, and the one bar is of all
+        maps = {label: replace(one, detail=one.detail.removesuffix(label).rstrip(", ")) for label, one in maps.items()}
     first = next(iter(frames.values()))
     if any(one.image_size != first.image_size for one in frames.values()):
         raise InputError("The records are of images of different sizes; a filmstrip shows one image.")

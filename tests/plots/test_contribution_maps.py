@@ -93,7 +93,29 @@ def test_ragged_layers_and_timesteps_are_drawn() -> None:
         replace(record, layers=steps), "red circle", IMAGE, over="timestep", reading="attention"
     )
     assert [ax.get_title() for ax in axes] == ["timestep 700", "timestep 100"]
+    # The one bar is of both pictures, so it names neither's timestep.
+    assert not any("timestep" in ax.get_xlabel() for ax in axes[0].figure.axes)
     one, two = (np.nanmax(np.ma.filled(ax.images[1].get_array().astype(float), np.nan)) for ax in axes)
     assert two == pytest.approx(2 * one)
     with pytest.raises(InputError, match="no timesteps of their own"):
         probe.plots.filmstrip(record, "red circle", IMAGE, over="timestep")
+
+
+def test_a_variance_over_draws_is_called_one() -> None:
+    record = replace(make_record(), history=("variance over 8 draws of noise",))
+    ax = probe.plots.overlay(record["red circle"], IMAGE, reading="attention")
+    [label] = [one.get_ylabel() for one in ax.figure.axes if one is not ax]
+    assert label.startswith("variance of attention over 8 draws of noise")
+
+
+def test_words_below_several_rows_are_no_longer_than_a_row() -> None:
+    record = replace(make_record(layers=8), quantity="contribution", query_kind="class token", softmax_over=None)
+    with probe.plots.style():
+        figure = probe.plots.new_figure()  # one column wide
+        axes = list(figure.subplots(2, 4).flat)
+    probe.plots.filmstrip(record, "red circle", IMAGE, axes=axes)
+    [bar] = [one for one in figure.axes if one not in axes]
+    figure.draw_without_rendering()
+    label = bar.xaxis.label.get_window_extent()
+    assert figure.bbox.x0 <= label.x0
+    assert label.x1 <= figure.bbox.x1
