@@ -304,4 +304,4 @@ def _across(axes: Sequence[Axes]) -> float:
     """Points that the Axes have side by side: those of one row, however many rows there are."""
     boxes = [ax.get_window_extent() for ax in axes]
     span = (max(one.x1 for one in boxes) - min(one.x0 for one in boxes)) / axes[0].figure.dpi * 72
-    return max(span, sum(points(ax, "width") for ax in axes))
+    return min(span, sum(points(ax, "width") for ax in axes))
