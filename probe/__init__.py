@@ -22,6 +22,7 @@ _PUBLIC = {
     "ablate": "probe.capture.ablation",
     "attend_and_segment": "probe.grounding.segment",
     "check": "probe.capture.checks",
+    "compare": "probe.comparing",
     "contributions": "probe.capture.decomposition",
     "emergence": "probe.training_curves",
     "find_checkpoints": "probe.checkpoints",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from probe.capture.decomposition import contributions as contributions
     from probe.capture.recorder import record as record
     from probe.checkpoints import find_checkpoints as find_checkpoints
+    from probe.comparing import compare as compare
     from probe.errors import ProbeError as ProbeError
     from probe.files import load as load
     from probe.files import save as save

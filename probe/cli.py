@@ -151,13 +151,16 @@ def _parser_class() -> Any:
 
 
 def _arguments(kind: Any, function: Callable[..., Any]) -> Any:
-    """The parser of one command; a parameter that is a sequence becomes an option to be given several times."""
+    """The parser of one command; a sequence becomes an option to be given several times, a list several words."""
     from docstring_parser import DocstringStyle, parse
 
     parser = kind(exit_on_error=False, description=_summary(function))
     several = [key for key, annotation in function.__annotations__.items() if annotation == "Sequence[str]"]
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(several))
+    listed = [key for key, annotation in function.__annotations__.items() if annotation == "list[str]"]
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*several, *listed})
     described = {one.arg_name: one.description for one in parse(function.__doc__ or "", DocstringStyle.NUMPYDOC).params}
+    for key in listed:
+        parser.add_argument(key, nargs="+", help=described.get(key))
     for key in several:
         help_text = f"{described.get(key)} May be given several times."
         parser.add_argument(f"--{key}", action="append", default=[], help=help_text)

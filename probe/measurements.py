@@ -28,7 +28,7 @@ from probe.models import Subject
 if TYPE_CHECKING:
     from probe.evaluation.examples import Example
 
-__all__ = ["MEASURED", "Measurement", "Reword", "measure", "read_example"]
+__all__ = ["MEASURED", "Measurement", "Reword", "measure", "other_prompt", "read_example"]
 
 #: Gives the same example in other words.
 Reword = Callable[["Example"], "Example"]
@@ -113,7 +113,7 @@ def measure(
         try:
             record, masks, losses = read_example(subject, example, prompt)
             other = reword(example) if reword else example
-            again, masks_again, _ = read_example(subject, other, prompt if reword else _other_prompt(prompt))
+            again, masks_again, _ = read_example(subject, other, prompt if reword else other_prompt(prompt))
             if structure is None:
                 structure = Structure.of(record)
                 cells = structure.cells((metric,))
@@ -187,7 +187,8 @@ def read_example(
     return record, [((one.start - cut, one.end - cut), one.mask) for one in example.phrases], losses.cpu()
 
 
-def _other_prompt(prompt: str) -> str:
+def other_prompt(prompt: str) -> str:
+    """Another question than this one, that a caption answers as well."""
     return OTHER_PROMPT if prompt != OTHER_PROMPT else "Describe the image."
 
 

@@ -132,6 +132,10 @@ def _load_parts(folder: str, *, dtype: Any, trust_remote_code: bool) -> tuple[An
     model, found = loader.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **remote
     )
+    if (Path(folder) / "frozen.json").is_file():
+        from probe.lab.towers import complete
+
+        found = complete(model, folder, found)
     require_complete(found)
     return model, processor, family
 

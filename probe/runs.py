@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from probe.analysis.scorer import Reading
     from probe.evaluation.examples import Example
 
-__all__ = ["Run", "profile_examples", "run", "score_examples", "threads_for"]
+__all__ = ["Run", "profile_examples", "records_of", "run", "score_examples", "threads_for"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ def score_examples(
 
     chosen = _reading(subject, reading, quantity)
     options: dict[str, Any] = {"quantity": quantity, "timesteps": timesteps, "seed": seed}
-    first, second = tee(_read_examples(subject, examples, prompt=prompt, verify=verify, **options))
+    first, second = tee(records_of(subject, examples, prompt=prompt, verify=verify, **options))
     records, masks = (one for one, _ in first), (two for _, two in second)
     with threads_for(subject.model):
         return score_heads(records, masks, metric=metric, reading=chosen, seed=seed)
@@ -209,7 +209,7 @@ def profile_examples(
     require_axis(subject, over)
     chosen = _reading(subject, reading, quantity)
     options: dict[str, Any] = {"quantity": quantity, "timesteps": timesteps, "seed": seed}
-    first, second = tee(_read_examples(subject, examples, prompt=prompt, verify="sample", **options))
+    first, second = tee(records_of(subject, examples, prompt=prompt, verify="sample", **options))
     records, masks = (one for one, _ in first), (two for _, two in second)
     with threads_for(subject.model):
         return profile(records, masks, over=over, metric=metric, reading=chosen, seed=seed)
@@ -220,17 +220,17 @@ def _reading(subject: Subject, reading: Reading | None, quantity: ScoredQuantity
     return reading or ("attention" if single else "minus mean")
 
 
-def _read_examples(
+def records_of(
     subject: Subject,
     examples: Iterable[Example],
     *,
-    prompt: str,
-    verify: Literal["sample", "all", "off"],
-    quantity: ScoredQuantity | None,
-    timesteps: Sequence[int] | None,
-    seed: int,
+    prompt: str = "Describe the image.",
+    verify: Literal["sample", "all", "off"] = "sample",
+    quantity: ScoredQuantity | None = None,
+    timesteps: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> Iterator[tuple[AttentionRecord, list[tuple[tuple[int, int], Any]]]]:
-    """The record of each example's caption, and its phrases' spans with their masks."""
+    """The record of each example's caption, and its phrases' spans with their masks. Options are those of ``score_examples``."""
     kind = subject.family.kind
     if quantity not in (None, "contribution", "attention"):
         raise InputError(f"quantity must be 'contribution' or 'attention', found {quantity!r}.")
@@ -265,17 +265,17 @@ def _examples_answered(
 
 
 @contextmanager
-def threads_for(model: Any) -> Iterator[None]:
-    """One torch thread while a small model runs: sharing out tensors this small costs more than it gives, above all where
+def threads_for(*models: Any) -> Iterator[None]:
+    """One torch thread while small models run: sharing out tensors this small costs more than it gives, above all where
     the other cores are busy."""
     import torch
 
     before = torch.get_num_threads()
     # A pipeline is no module itself.
-    parts = [model] if isinstance(model, torch.nn.Module) else getattr(model, "components", {}).values()
-    modules = [one for one in parts if isinstance(one, torch.nn.Module)]
-    small = sum(one.numel() for part in modules for one in part.parameters()) < 10_000_000
-    torch.set_num_threads(1 if small else before)
+    parts = [[one] if isinstance(one, torch.nn.Module) else getattr(one, "components", {}).values() for one in models]
+    modules = [[one for one in some if isinstance(one, torch.nn.Module)] for some in parts]
+    sizes = [sum(one.numel() for part in some for one in part.parameters()) for some in modules]
+    torch.set_num_threads(1 if max(sizes, default=0) < 10_000_000 else before)
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ import probe
 from probe import cli
 from tests.tiny import picture
 
-COMMANDS = ("demo", "record", "segment", "score", "emergence", "check", "lab train", "lab scenes")
+COMMANDS = ("demo", "record", "segment", "score", "compare", "emergence", "check", "lab train", "lab scenes")
 ANSWER = "a small red circle and a large blue square"
 
 
@@ -162,9 +162,11 @@ def test_a_negative_seed_and_no_new_tokens(refused, photo):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ([], "A command is needed, one of demo, record, segment, score, emergence, check, lab, train. (see `probe --help`)"),
+        ([], "A command is needed, one of demo, record, segment, score, compare, emergence, check, lab, train. "
+         "(see `probe --help`)"),
         (["lab"], "A command is needed, one of train, scenes. (see `probe lab --help`)"),
-        (["scor"], "There is no command 'scor'; there are demo, record, segment, score, emergence, check, lab, train. Did you"),
+        (["scor"], "There is no command 'scor'; there are demo, record, segment, score, compare, emergence, check, lab, train. "
+         "Did you mean 'score'"),
         (["lab", "trin"], "There is no command 'trin'; there are train, scenes. Did you mean 'train'?"),
         (["score", "--limt", "3"], "There is no option --limt. Did you mean '--limit'"),
         (["score", "--limt=3"], "There is no option --limt. Did you mean '--limit'"),

@@ -13,7 +13,8 @@ import probe
 from probe import training_tables
 from probe.evaluation.coco import read_coco_folder
 from probe.evaluation.lab import read_lab
-from probe.lab import autoencoding, contrastive, denoising, training
+from probe.lab import autoencoding, contrastive, denoising, features, training, twins
+from probe.lab.arms import ARMS, TwinSettings
 
 
 @pytest.fixture
@@ -202,3 +203,48 @@ def test_the_encoders_are_trained_and_their_curve_shown(shell, tiny_trainings, t
     assert f"{rows[0]['loss']:.3f}" in table
     code, _, noise = shell("lab", "train", organism, "--steps", 0, "--out", tmp_path / "other")
     assert (code, noise.count("\n")) == (2, 1)
+
+
+@pytest.fixture
+def quick_twins(monkeypatch):
+    """`train_twins` with batches of 2 and a small language model, on the shipped towers."""
+    monkeypatch.setattr(features, "SHARD", 4)
+    settings = TwinSettings(width=16, inner=32, layers=1, heads=2, diffusion_features=8)
+    monkeypatch.setattr(twins, "train_twins", functools.partial(twins.train_twins, batch_size=2, settings=settings))
+
+
+def test_twins_are_trained_measured_and_taken_by_the_other_commands(shell, refused, quick_twins, tmp_path):
+    command = (
+        "lab",
+        "train",
+        "twins",
+        "--steps",
+        2,
+        "--measure",
+        3,
+        "--seeds",
+        1,
+        "--seed",
+        4,
+        "--out",
+        tmp_path / "all",
+    )
+    code, printed, noise = shell(*command, "--json")
+    assert (code, noise, printed.count("\n")) == (0, "", 1)
+    found = json.loads(printed)
+    assert [(one["seed"], one["arm"]) for one in found["runs"]] == [(4, arm) for arm in ARMS]
+    assert [(one["arm"], one["step"]) for one in found["rows"]] == [(arm, step) for arm in ARMS for step in (0, 2)]
+    for run in found["runs"]:
+        kept = [float(one["caption_loss"]) for one in _table(tmp_path / "all" / "seed-4" / run["arm"])]
+        assert kept == [one["caption_loss"] for one in found["rows"] if one["arm"] == run["arm"]]
+        assert all(3 < loss < 7 for loss in kept)  # the logarithm of 398 tokens is 6.0
+    twin = tmp_path / "all" / "seed-4" / "difflmm"
+    scored = json.loads(shell("score", "--model", twin, "--limit", 2, "--json")[1])
+    assert scored["phrases"] > 0
+    # The same command again does nothing but say it once more, as a table.
+    code, table, noise = shell(*command)
+    assert (code, noise) == (0, "")
+    assert all(f"{arm} " in table for arm in ARMS)
+    assert "seeds must be 1 or more" in refused(*command[:3], "--seeds", 0, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    assert "nowhere" in refused(*command[:3], "--clip", tmp_path / "nowhere", "--out", tmp_path / "none")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,14 +16,14 @@ from probe.analysis.metrics import find_metric
 from probe.analysis.scorer import Combine, ImageScorer, Reading, ScoreSettings
 from probe.analysis.stats import Interval, Intervals, PoissonBootstrap
 from probe.analysis.structure import Cell, Structure
-from probe.analysis.targets import Masks
+from probe.analysis.targets import Masks, in_step
 from probe.attention import AttentionRecord
 from probe.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["HeadScores", "in_step", "score_heads"]
+__all__ = ["HeadScores", "HeadTally", "score_heads"]
 
 #: Kind of cell -> the row that reports the best of them, chosen on the even images, on the odd ones.
 HELD_OUT: dict[str, str] = {"layer": "best_layer_held_out", "head": "best_head_held_out"}
@@ -84,60 +83,76 @@ def score_heads(
         raise InputError("No metric asked for; give at least one, for example metric='pointing'.")
     for name in names:
         find_metric(name)
-    settings = ScoreSettings(names, reading, combine, replicates, confidence, seed)
-    scorer, structure, halves, phrases, images = ImageScorer(settings), None, [], 0, 0
+    tally = HeadTally(ScoreSettings(names, reading, combine, replicates, confidence, seed))
     for index, record, of_image in in_step(records, masks):
         try:
-            found = Structure.of(record)
-            if structure is None:
-                structure = found
-                cells = structure.cells(names)
-                scored = sum(one.metric not in PEAKS for one in cells)  # they come first
-                # Nothing is chosen by where maps peak, so that needs no halves.
-                sizes = (scored, scored, len(cells) - scored)
-                *halves, peaked = (PoissonBootstrap(one, replicates=replicates, seed=seed) for one in sizes)
-            found.require_like(structure)
-            sums, counts, count = scorer.score(record, of_image)
+            tally.add(index, record, of_image)
         except InputError as error:
             raise InputError(f"Image {index}: {error}") from None
-        halves[index % 2].add(index, sums[:scored], counts[:scored])
-        peaked.add(index, sums[scored:], counts[scored:])
-        phrases, images = phrases + count, index + 1
-    if structure is None:
-        raise InputError("There is no image to score: records and masks are empty.")
-    both = halves[0] + halves[1]
-    return HeadScores(
-        settings=settings,
-        images=images,
-        phrases=phrases,
-        quantity=structure.quantity,
-        layers=structure.layers,
-        heads=structure.heads,
-        timesteps=structure.timesteps,
-        left_out=scorer.left_out,
-        cells=cells[:scored],
-        everything=both.intervals(confidence=confidence),
-        halves=(halves[0].intervals(confidence=confidence), halves[1].intervals(confidence=confidence)),
-        peak_cells=cells[scored:],
-        peaks=peaked.intervals(confidence=confidence),
-    )
+    return tally.result()
 
 
-def in_step(records: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[int, AttentionRecord, Masks]]:
-    """(index, record, masks) of each image, drawn one after the other from both."""
-    if isinstance(records, AttentionRecord) or isinstance(masks, Mapping):
-        raise InputError("records and masks are one entry for each image; for a single one give [record] and [masks].")
-    end: Any = object()
-    for index, (record, of_image) in enumerate(zip_longest(records, masks, fillvalue=end)):
-        if record is end or of_image is end:
-            short, long = ("records", "masks") if record is end else ("masks", "records")
-            raise InputError(
-                f"There are {index} {short} but more {long}: image {index} has none. Give one record and one mapping "
-                "phrase -> mask for each image."
-            )
-        if not isinstance(record, AttentionRecord):
-            raise InputError(f"Image {index}: expected an AttentionRecord, found {type(record).__name__}.")
-        yield index, record, of_image
+class HeadTally:
+    """Running scores of every head, layer, reading and control, one image after the other: what ``score_heads`` sums up in."""
+
+    def __init__(self, settings: ScoreSettings) -> None:
+        self.settings = settings
+        self._scorer = ImageScorer(settings)
+        self._structure: Structure | None = None
+        self._images = self._phrases = 0
+
+    def add(self, index: int, record: AttentionRecord, masks: Masks) -> None:
+        """Adds the image of this index.
+
+        Raises
+        ------
+        InputError
+            If the record cannot stand in one table with the first, or a phrase or mask does not fit it.
+        """
+        found = Structure.of(record)
+        if self._structure is None:
+            self._begin(found)
+        found.require_like(self._structure or found)
+        sums, counts, count = self._scorer.score(record, masks)
+        self._halves[index % 2].add(index, sums[: self._scored], counts[: self._scored])
+        self._peaked.add(index, sums[self._scored :], counts[self._scored :])
+        self._phrases, self._images = self._phrases + count, self._images + 1
+
+    def _begin(self, structure: Structure) -> None:
+        self._structure, self._cells = structure, structure.cells(self.settings.metrics)
+        self._scored = sum(one.metric not in PEAKS for one in self._cells)  # they come first
+        # Nothing is chosen by where maps peak, so that needs no halves.
+        sizes = (self._scored, self._scored, len(self._cells) - self._scored)
+        replicates, seed = self.settings.replicates, self.settings.seed
+        *self._halves, self._peaked = (PoissonBootstrap(one, replicates=replicates, seed=seed) for one in sizes)
+
+    def result(self) -> HeadScores:
+        """The scores of the images added so far.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        if self._structure is None:
+            raise InputError("There is no image to score: records and masks are empty.")
+        confidence = self.settings.confidence
+        both = self._halves[0] + self._halves[1]
+        return HeadScores(
+            settings=self.settings,
+            images=self._images,
+            phrases=self._phrases,
+            quantity=self._structure.quantity,
+            layers=self._structure.layers,
+            heads=self._structure.heads,
+            timesteps=self._structure.timesteps,
+            left_out=self._scorer.left_out,
+            cells=self._cells[: self._scored],
+            everything=both.intervals(confidence=confidence),
+            halves=(self._halves[0].intervals(confidence=confidence), self._halves[1].intervals(confidence=confidence)),
+            peak_cells=self._cells[self._scored :],
+            peaks=self._peaked.intervals(confidence=confidence),
+        )
 
 
 @dataclass(frozen=True, eq=False)

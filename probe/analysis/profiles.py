@@ -14,7 +14,6 @@ from torch import Tensor
 from probe.analysis import controls
 from probe.analysis.concentration import PEAKS, peaks
 from probe.analysis.grids import common_grid, onto_grid, patches_share
-from probe.analysis.heads import in_step
 from probe.analysis.metrics import Metric, find_metric
 from probe.analysis.scorer import (
     Reading,
@@ -28,7 +27,7 @@ from probe.analysis.scorer import (
 )
 from probe.analysis.stats import Interval, PoissonBootstrap
 from probe.analysis.structure import Structure
-from probe.analysis.targets import Masks, Target, Targets, read_masks
+from probe.analysis.targets import Masks, Target, Targets, in_step, read_masks
 from probe.attention import AttentionRecord
 from probe.errors import InputError
 

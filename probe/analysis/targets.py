@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -16,7 +17,7 @@ from probe.errors import InputError
 from probe.layout import PatchGrid
 from probe.text import phrase_span
 
-__all__ = ["Masks", "PhraseKey", "Target", "Targets", "phrase_tokens", "read_masks", "resize_masks"]
+__all__ = ["Masks", "PhraseKey", "Target", "Targets", "in_step", "phrase_tokens", "read_masks", "resize_masks"]
 
 #: A phrase, a phrase and which occurrence of it, or (start, end) characters of ``record.text``.
 PhraseKey = str | tuple[str, int] | tuple[int, int]
@@ -172,3 +173,20 @@ def resize_masks(masks: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.
         for new, old in zip(size, masks.shape[-2:], strict=True)
     )
     return masks[..., rows[:, None], cols]
+
+
+def in_step(records: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[int, AttentionRecord, Masks]]:
+    """(index, record, masks) of each image, drawn one after the other from both."""
+    if isinstance(records, AttentionRecord) or isinstance(masks, Mapping):
+        raise InputError("records and masks are one entry for each image; for a single one give [record] and [masks].")
+    end: Any = object()
+    for index, (record, of_image) in enumerate(zip_longest(records, masks, fillvalue=end)):
+        if record is end or of_image is end:
+            short, long = ("records", "masks") if record is end else ("masks", "records")
+            raise InputError(
+                f"There are {index} {short} but more {long}: image {index} has none. Give one record and one mapping "
+                "phrase -> mask for each image."
+            )
+        if not isinstance(record, AttentionRecord):
+            raise InputError(f"Image {index}: expected an AttentionRecord, found {type(record).__name__}.")
+        yield index, record, of_image

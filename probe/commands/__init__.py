@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probe.commands.checking import check
+from probe.commands.comparing import compare
 from probe.commands.converting import convert_difflmm
 from probe.commands.demonstration import demo
 from probe.commands.emerging import emergence
@@ -22,6 +23,7 @@ VERBS: dict[str, Callable[..., Report]] = {
     "record": record,
     "segment": segment,
     "score": score,
+    "compare": compare,
     "emergence": emergence,
     "check": check,
 }

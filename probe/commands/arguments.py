@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probe.errors import InputError
@@ -19,15 +18,9 @@ def read_examples(data: str, *, limit: int | None, seed: int) -> tuple[Iterable[
     """The examples of a lab data set or of a folder in COCO style, and how many there are where that is known."""
     if limit is not None:
         at_least("--limit", limit, 1)
-    if data == "lab" or data.startswith("lab:"):
-        from probe.evaluation.lab import lab_settings, read_lab
+    from probe.evaluation.sources import read_data
 
-        lab_settings(data)  # an unknown name is said before a model is loaded
-        count = limit or 500
-        return read_lab(data, limit=count, seed=seed), count
-    from probe.evaluation.coco import read_coco_folder
-
-    return read_coco_folder(Path(data), limit=limit), limit
+    return read_data(data, limit=limit, seed=seed)
 
 
 def at_least(name: str, value: int, low: int) -> None:

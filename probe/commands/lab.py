@@ -6,45 +6,49 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probe.commands.arguments import at_least
+from probe.commands.twins import SHOWN, train_all
 from probe.reports import Report, make_table, output_folder, progress, show_interval, tracked
 
 __all__ = ["lab_scenes", "lab_train"]
 
-#: What of ``probe.measurements.MEASURED`` a person sees of a training, and in which words.
-SHOWN = {
-    "caption_loss": "caption loss",
-    "minus_mean": "minus mean",
-    "floor": "paraphrase floor",
-    "best_head_held_out": "best head held out",
-}
-
 
 def lab_train(
-    organism: Literal["llava", "clip", "diffusion"],
+    organism: Literal["llava", "clip", "diffusion", "twins"],
     *,
     out: str | None = None,
     steps: int | None = None,
     seed: int = 0,
     measure: int = 200,
+    seeds: int = 3,
+    clip: str = "lab/clip",
+    diffusion: str = "lab/diffusion",
 ) -> Report:
     """Train a small model on scenes and their captions alone, without a grounding label.
 
-    A run that was stopped goes on where it was when the same command is given again. For llava, how grounding emerges is
-    measured while it trains.
+    A run that was stopped goes on where it was when the same command is given again. For llava and twins, how grounding
+    emerges is measured while they train.
 
     Parameters
     ----------
     organism
-        Which one: llava describes scenes, clip tells which caption belongs to which scene, diffusion draws scenes.
+        Which one: llava describes scenes, clip tells which caption belongs to which scene, diffusion draws scenes. twins are
+        three that describe scenes with one and the same language model, on frozen features of clip, of both, and of diffusion.
     out
         Folder for the model, its snapshots and the measurements; runs/lab-ORGANISM by default. For llava these are training.csv:
-        at each measurement the caption loss, scores, floors and where maps peak, with intervals.
+        at each measurement the caption loss, scores, floors and where maps peak, with intervals. Twins have a folder each, such
+        as seed-0/llava-clip.
     steps
         How many; by default as the shipped model was trained.
     seed
-        Of the weights and the scenes.
+        Of the weights and the scenes; for twins the first one.
     measure
-        How many unseen scenes are scored at each measurement; for llava alone.
+        How many unseen scenes are scored at each measurement; for llava and twins alone.
+    seeds
+        How many seeds each of the twins is trained from.
+    clip
+        For twins: lab/clip, or a folder made with probe lab train clip.
+    diffusion
+        For twins: lab/diffusion, or a folder made with probe lab train diffusion.
     """
     target = output_folder(out or f"runs/lab-{organism}")
     if steps is not None:
@@ -53,6 +57,9 @@ def lab_train(
         return _train_clip(target, steps, seed)
     if organism == "diffusion":
         return _train_diffusion(target, steps, seed)
+    if organism == "twins":
+        at_least("--seeds", seeds, 1)
+        return train_all(target, steps, range(seed, seed + seeds), measure, clip=clip, diffusion=diffusion)
     return _train_llava(target, steps, seed, measure)
 
 

@@ -1,6 +1,6 @@
 """The lab: endless synthetic scenes with exact masks, and small models trained on scenes and captions alone.
 
-``probe.lab.scenes`` needs numpy and Pillow, ``probe.lab.storage`` nothing at all; the models ``probe.lab.llava``, ``clip`` and
-``diffusion`` and their trainings ``training``, ``contrastive``, ``autoencoding`` and ``denoising`` load torch, transformers
-and diffusers, so nothing is imported here.
+``probe.lab.scenes`` needs numpy and Pillow, ``probe.lab.storage`` nothing at all; the models ``probe.lab.llava``, ``clip``,
+``diffusion`` and ``arms`` and their trainings ``training``, ``contrastive``, ``autoencoding``, ``denoising`` and ``twins`` load
+torch, transformers and diffusers, so nothing is imported here.
 """

@@ -66,6 +66,10 @@ class Collator:
         self.prompts = [prompt_ids(processor, prompt) for prompt in PROMPTS]
 
     def __call__(self, examples: Sequence[Scene]) -> dict[str, torch.Tensor]:
+        return self.texts(examples) | {"pixel_values": pixels(self.processor, [example.image for example in examples])}
+
+    def texts(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """The batch without pictures: of its examples only `index` and `caption` are read."""
         # The wording goes round with the index: as good as chance, and nothing to restore when a run resumes.
         starts = [self.prompts[example.index % len(self.prompts)] for example in examples]
         ends = [answer_ids(self.processor, example.caption) for example in examples]
@@ -78,9 +82,4 @@ class Collator:
             ids[row, :stop] = torch.tensor(start + end)
             labels[row, len(start) : stop] = torch.tensor(end)
             mask[row, :stop] = 1
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": labels,
-            "pixel_values": pixels(self.processor, [example.image for example in examples]),
-        }
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
