@@ -28,6 +28,8 @@ def test_two_runs_draw_the_same_bytes(script: ModuleType, tmp_path: Path) -> Non
     noise = np.random.default_rng(0).integers(0, 255, (3 * 8, 2 * 8, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "generation.png")
     facts = {"model": "m", "captions": ["a", "b " * 60, "c"], "seeds": [5], "steps": 2, "guidance": 3.0}
+    facts["recognised"] = {"captions": 8, "drawn": [0.5, 0.25, 0.75], "scenes": [1.0, 1.0, 1.0]}
+    assert "0.50 [0.25, 0.75]" in script.described(facts["recognised"])
     (tmp_path / "generation.json").write_text(json.dumps(facts))
     first, again = ([path.read_bytes() for path in script.draw(tmp_path, tmp_path / name)] for name in ("one", "two"))
     assert first == again
@@ -38,7 +40,7 @@ def test_two_runs_draw_the_same_bytes(script: ModuleType, tmp_path: Path) -> Non
 
 
 def test_pictures_of_a_row_are_the_scene_and_then_the_seeds(script: ModuleType, tmp_path: Path) -> None:
-    script.SCENES, script.SEEDS, script.STEPS = 2, (4,), 2
+    script.SCENES, script.SEEDS, script.STEPS, script.RECOGNISED = 2, (4,), 2, 16
     script.generate(tmp_path)
     kept = json.loads((tmp_path / "generation.json").read_text())
     grid = np.asarray(Image.open(tmp_path / "generation.png"))
@@ -47,4 +49,6 @@ def test_pictures_of_a_row_are_the_scene_and_then_the_seeds(script: ModuleType, 
 
     second = scene(1, settings=SceneSettings(size=64))
     assert kept["captions"][1] == second.caption
+    # Two steps draw nothing that can be recognised; the scenes themselves nearly always are.
+    assert kept["recognised"]["drawn"][0] < 0.5 < kept["recognised"]["scenes"][0]
     assert np.array_equal(grid[64:, :64], np.asarray(second.image))
