@@ -178,7 +178,10 @@ def test_a_negative_seed_and_no_new_tokens(refused, photo):
         (["record", "a.png"], "Missing: PROMPT."),
         (["record", "a.png", "What", "now"], "The argument 'now' is one too many"),
         (["record", "a.png", "b", "--max-new-tokens", "x"], "--max-new-tokens takes a whole number, found 'x'."),
-        (["lab", "train", "lava"], "ORGANISM takes 'llava' or 'clip' or 'diffusion' or 'twins', found 'lava'. Did you mean 'llava'?"),
+        (
+            ["lab", "train", "lava"],
+            "ORGANISM takes 'llava' or 'clip' or 'diffusion' or 'twins', found 'lava'. Did you mean 'llava'?",
+        ),
         (["check"], "Missing: MODEL."),
     ],
 )  # fmt: skip
