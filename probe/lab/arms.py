@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 from probe.difflmm import DiffLMMForConditionalGeneration
 from probe.difflmm import make_processor as make_difflmm_processor
 from probe.difflmm.parts import DiffusionParts, combine, load_diffusion
 from probe.errors import InputError, ModelError
-from probe.lab.llava import LONGEST_ANSWER, LlavaSettings, make_processor
+from probe.lab.llava import LONGEST_ANSWER, LlavaSettings, llama_config, make_processor
 from probe.lab.storage import without_progress_bars
 from probe.lab.towers import Towers, load_vision
 from probe.lab.words import CHAT_TEMPLATE
@@ -84,19 +84,7 @@ def build_twin(arm: Arm, towers: Towers, *, settings: TwinSettings | None = None
 
 
 def _language_model(words: Any, settings: TwinSettings, seed: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=settings.width,
-        intermediate_size=settings.inner,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        num_key_value_heads=settings.heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=words.pad_token_id,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-    )
+    config = llama_config(words, settings)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).float()

@@ -47,15 +47,14 @@ class ClipSettings:
 def make_clip_processor(settings: ClipSettings | None = None) -> Any:
     """A `CLIPProcessor`: pictures as ``lab/llava`` takes them, texts framed by a start and an end token."""
     from transformers import CLIPProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+    from probe.lab.llava import picture_processor
     from probe.lab.words import framing_tokenizer
 
     settings = settings or ClipSettings()
-    pictures = CLIPImageProcessorPil(
-        size={"shortest_edge": settings.image}, crop_size={"height": settings.image, "width": settings.image}
+    return CLIPProcessor(
+        image_processor=picture_processor(settings.image), tokenizer=framing_tokenizer(longest=LONGEST_TEXT)
     )
-    return CLIPProcessor(image_processor=pictures, tokenizer=framing_tokenizer(longest=LONGEST_TEXT))
 
 
 def build_clip(processor: Any, *, settings: ClipSettings | None = None, seed: int = 0) -> Any:

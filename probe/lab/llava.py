@@ -20,9 +20,11 @@ __all__ = [
     "LlavaSettings",
     "build",
     "folder",
+    "llama_config",
     "load",
     "load_processor",
     "make_processor",
+    "picture_processor",
     "save_folder",
     "save_snapshot",
     "snapshot_folders",
@@ -58,14 +60,11 @@ class LlavaSettings:
 def make_processor(settings: LlavaSettings | None = None) -> Any:
     """A `LlavaProcessor`: shortest edge resized and centre cropped as LLaVA-1.5 does, and the lab's own tokenizer."""
     from transformers import LlavaProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     from probe.lab.words import CHAT_TEMPLATE, tokenizer
 
     settings = settings or LlavaSettings()
-    pictures = CLIPImageProcessorPil(
-        size={"shortest_edge": settings.image}, crop_size={"height": settings.image, "width": settings.image}
-    )
+    pictures = picture_processor(settings.image)
     return LlavaProcessor(
         image_processor=pictures,
         tokenizer=tokenizer(),
@@ -76,14 +75,18 @@ def make_processor(settings: LlavaSettings | None = None) -> Any:
     )
 
 
-def build(processor: Any, *, settings: LlavaSettings | None = None, seed: int = 0) -> Any:
-    """A `LlavaForConditionalGeneration` with random weights for `processor`, in float32; the same for the same seed."""
-    import torch
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+def picture_processor(side: int) -> Any:
+    """A `CLIPImageProcessorPil` that makes the shortest edge `side` pixels long and crops the centre, as LLaVA-1.5 does."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    settings = settings or LlavaSettings()
-    words = processor.tokenizer
-    text = LlamaConfig(
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def llama_config(words: Any, settings: Any) -> Any:
+    """The `LlamaConfig` of a language model for the tokenizer `words`, as large as `settings` says."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
         vocab_size=len(words),
         hidden_size=settings.width,
         intermediate_size=settings.inner,
@@ -96,6 +99,16 @@ def build(processor: Any, *, settings: LlavaSettings | None = None, seed: int = 
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
     )
+
+
+def build(processor: Any, *, settings: LlavaSettings | None = None, seed: int = 0) -> Any:
+    """A `LlavaForConditionalGeneration` with random weights for `processor`, in float32; the same for the same seed."""
+    import torch
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    settings = settings or LlavaSettings()
+    words = processor.tokenizer
+    text = llama_config(words, settings)
     vision = CLIPVisionConfig(
         hidden_size=settings.vision_width,
         intermediate_size=settings.vision_inner,
