@@ -211,7 +211,8 @@ class Recorder(Recording):
         assert self.sequence is not None  # for the type checker: _begin has set it
         # Kept pass by pass: by the time of result() an ablation has usually ended.
         self.edits = tuple(dict.fromkeys((*self.edits, *edits_of(self.model.modules()))))
-        cache = kwargs.get("past_key_values")
+        # Its name until transformers 5.23, and since then.
+        cache = next((kwargs[name] for name in ("past_key_values", "cache") if kwargs.get(name) is not None), None)
         self.sequence.feed(fed, past=int(cache.get_seq_length()) if cache is not None else 0)
         if self.layout is None:
             self._lay_out()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from probe.difflmm.projector import DiffLMMProjector
 from probe.errors import InputError, ModelError
 
 __all__ = ["DiffLMMForConditionalGeneration", "DiffLMMModel"]
+
+
+# The library calls the key cache "past_key_values" until 5.23 and "cache" since then.
+_CACHE = "cache" if "cache" in signature(LlavaForConditionalGeneration.forward).parameters else "past_key_values"
 
 
 class DiffLMMPreTrainedModel(LlavaPreTrainedModel):
@@ -215,6 +220,7 @@ class DiffLMMForConditionalGeneration(DiffLMMPreTrainedModel, LlavaForConditiona
         diffusion_pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -232,10 +238,10 @@ class DiffLMMForConditionalGeneration(DiffLMMPreTrainedModel, LlavaForConditiona
             diffusion_pixel_values=diffusion_pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             logits_to_keep=logits_to_keep,
             mm_encoder_outputs=mm_encoder_outputs,
+            **{_CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )

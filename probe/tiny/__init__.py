@@ -1,0 +1,63 @@
+"""A tiny random model of every family, with a real processor, made in a second and without a network: what can be checked anywhere.
+
+>>> subject = tiny_model("llava")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from probe.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from probe.models import Subject
+
+__all__ = ["TINY", "tiny_model"]
+
+
+def _llava() -> Subject:
+    from probe.tiny.language_models import tiny_llava
+
+    return tiny_llava()
+
+
+def _clip() -> Subject:
+    from probe.tiny.encoders import tiny_clip
+
+    return tiny_clip()
+
+
+def _siglip() -> Subject:
+    from probe.tiny.encoders import tiny_siglip
+
+    return tiny_siglip()
+
+
+def _stable_diffusion() -> Subject:
+    from probe.models import load_model
+    from probe.tiny.pipelines import tiny_sd
+
+    return load_model(tiny_sd())
+
+
+#: Family -> what makes its tiny model.
+TINY: dict[str, Callable[[], Subject]] = {
+    "llava": _llava,
+    "clip": _clip,
+    "siglip": _siglip,
+    "stable_diffusion": _stable_diffusion,
+}
+
+
+def tiny_model(family: str) -> Subject:
+    """A tiny random model of a family in evaluation mode, with its processor; the same one each time.
+
+    Raises
+    ------
+    InputError
+        If there is no such family.
+    """
+    if family not in TINY:
+        raise InputError(f"There is no family {family!r}; there is {', '.join(TINY)}.{did_you_mean(family, TINY)}")
+    return TINY[family]()

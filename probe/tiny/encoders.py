@@ -1,0 +1,67 @@
+"""Tiny random image encoders, one function a family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from probe.families import family_of
+from probe.models import Subject
+from probe.tiny.language_models import tiny_processor
+from probe.tiny.words import framing_tokenizer
+
+__all__ = ["tiny_clip", "tiny_siglip"]
+
+
+def tiny_clip(
+    *,
+    preparation: str = "crop",
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    seed: int = 0,
+    size: int = 32,
+) -> Subject:
+    """A random CLIP of 3 vision layers x 4 heads on 32 x 32 pixels in patches of 8, and 2 text layers that take 24 tokens."""
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+
+    processor = tiny_processor(preparation=preparation, size=size)
+    vision, text = _encoder_parts(framing_tokenizer(), size)
+    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=20)
+    model = _random(CLIPModel, config, attention=attention, seed=seed).to(dtype)
+    pair = CLIPProcessor(image_processor=processor.image_processor, tokenizer=framing_tokenizer())
+    return Subject(model, pair, family_of(model), "tiny clip")
+
+
+def tiny_siglip(
+    *, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0, size: int = 32
+) -> Subject:
+    """A random SigLIP of the same size, whose pooling head has 4 heads; it squashes images to a square."""
+    from transformers import SiglipConfig, SiglipModel, SiglipProcessor
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    images = SiglipImageProcessorPil(size={"height": size, "width": size})
+    vision, text = _encoder_parts(framing_tokenizer(), size)
+    model = _random(SiglipModel, SiglipConfig(vision_config=vision, text_config=text), attention=attention, seed=seed)
+    pair = SiglipProcessor(image_processor=images, tokenizer=framing_tokenizer())
+    return Subject(model.to(dtype), pair, family_of(model), "tiny siglip")
+
+
+def _encoder_parts(tokenizer: Any, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Vision and text configuration of a tiny encoder."""
+    common = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    vision = {**common, "num_hidden_layers": 3, "image_size": size, "patch_size": 8}
+    text = {**common, "num_hidden_layers": 2, "max_position_embeddings": 24, "vocab_size": len(tokenizer)}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return vision, {**text, **{name: getattr(tokenizer, name) for name in names}}
+
+
+def _random(kind: Any, config: Any, *, attention: str, seed: int) -> Any:
+    """A model in which no weight is small, no bias zero and no gain one: what is left out of a sum shows."""
+    torch.manual_seed(seed)
+    model = kind._from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for name, one in model.named_parameters():
+            if one.ndim:
+                torch.nn.init.normal_(one, mean=float("norm" in name and name.endswith("weight")), std=0.3)
+    return model
