@@ -102,18 +102,21 @@ def compare_examples(
     reading: Reading = "minus mean",
     timesteps: Sequence[int] | None = None,
     seed: int = 0,
+    noise_seed: int | None = None,
 ) -> Comparison:
     """The same for loaded models and any examples, in memory for one of them.
 
     Parameters
     ----------
+    noise_seed : of the noise that diffusion models put on the image, if it is to differ from ``seed``.
     reword : the same example in other words, such as ``probe.evaluation.lab.reword_scene``. Without it a language model reads the
         same caption as the answer to another question, and other models have no paraphrase floor.
     """
     from probe.analysis.comparisons import compare_records
 
     require_several(subjects)
-    systems = _in_step(subjects, examples, reword=reword, prompt=prompt, timesteps=timesteps, seed=seed)
+    noise = seed if noise_seed is None else noise_seed
+    systems = _in_step(subjects, examples, reword=reword, prompt=prompt, timesteps=timesteps, seed=noise)
     with threads_for(*(one.model for one in subjects)):
         return compare_records(systems, metric=metric, reading=reading, seed=seed)
 

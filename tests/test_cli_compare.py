@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 
 import pandas as pd
 import pytest
@@ -29,7 +30,11 @@ def test_the_shell_prints_what_the_function_finds(shell, found, tmp_path):
     assert code == 0
     data = json.loads(printed)
     assert list(data["systems"]) == list(MODELS)
-    assert data["seeds"] == []
+    (measured,) = data["seeds"]
+    assert (measured["seed"], measured["source"]) == (0, "measured")
+    assert {one["verdict"].split(";")[0] for one in data["agreement"]} == {
+        f"no claim: too few trainings (1 of {first} and 1 of {second})" for first, second in combinations(MODELS, 2)
+    }
     assert data["grids"] == [[8, 8]]
     for name, system in data["systems"].items():
         assert system["reading"] == found.systems[name].reading
@@ -52,7 +57,13 @@ def test_the_shell_prints_what_the_function_finds(shell, found, tmp_path):
     assert kept["settings"]["seed"] == 0
     heads = pd.read_parquet(out / "heads.parquet")
     assert set(heads["system"]) == set(MODELS)
-    assert set(pd.read_parquet(out / "comparison.parquet")["kind"]) == {"reading", "own grid", "control", "difference"}
+    assert set(pd.read_parquet(out / "comparison.parquet")["kind"]) == {
+        "reading",
+        "own grid",
+        "best head",
+        "control",
+        "difference",
+    }
 
 
 def test_readings_are_named_and_are_those_of_score_examples(found):

@@ -7,14 +7,16 @@ import functools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import probe
-from probe import training_tables
+from probe import training_tables, twin_comparisons
 from probe.evaluation.coco import read_coco_folder
 from probe.evaluation.lab import read_lab
 from probe.lab import autoencoding, contrastive, denoising, features, training, twins
 from probe.lab.arms import ARMS, TwinSettings
+from probe.lab.storage import TWINS
 
 
 @pytest.fixture
@@ -209,6 +211,7 @@ def test_the_encoders_are_trained_and_their_curve_shown(shell, tiny_trainings, t
 def quick_twins(monkeypatch):
     """`train_twins` with batches of 2 and a small language model, on the shipped towers."""
     monkeypatch.setattr(features, "SHARD", 4)
+    monkeypatch.setattr(twin_comparisons, "SCENES", 3)
     settings = TwinSettings(width=16, inner=32, layers=1, heads=2, diffusion_features=8)
     monkeypatch.setattr(twins, "train_twins", functools.partial(twins.train_twins, batch_size=2, settings=settings))
 
@@ -238,7 +241,20 @@ def test_twins_are_trained_measured_and_taken_by_the_other_commands(shell, refus
         kept = [float(one["caption_loss"]) for one in _table(tmp_path / "all" / "seed-4" / run["arm"])]
         assert kept == [one["caption_loss"] for one in found["rows"] if one["arm"] == run["arm"]]
         assert all(3 < loss < 7 for loss in kept)  # the logarithm of 398 tokens is 6.0
-    twin = tmp_path / "all" / "seed-4" / "difflmm"
+    home = tmp_path / "all"
+    compared = pd.read_csv(home / "comparison.csv")
+    assert set(compared["seed"]) == {4}
+    assert set(compared["system"]) == {"lab/clip", "lab/diffusion", *TWINS}
+    assert compared["images"].max() == 3
+    (only,) = found["seeds"]
+    assert only["systems"]["lab/difflmm"]["pointing"]["value"] == pytest.approx(
+        compared.query("system == 'lab/difflmm' and kind == 'reading' and metric == 'pointing'")["value"].item()
+    )
+    assert json.loads((home / "comparison.json").read_text())["scenes"] == 3
+    whole = pd.read_csv(home / "training.csv")
+    assert len(whole) == len(found["rows"])
+    assert set(whole["arm"]) == set(ARMS)
+    twin = home / "seed-4" / "difflmm"
     scored = json.loads(shell("score", "--model", twin, "--limit", 2, "--json")[1])
     assert scored["phrases"] > 0
     # The same command again does nothing but say it once more, as a table.

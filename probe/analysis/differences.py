@@ -14,7 +14,7 @@ from probe.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BESIDE", "Comparison", "PairedDifference", "Refusal", "SystemScores"]
+__all__ = ["BESIDE", "COLUMNS", "Comparison", "PairedDifference", "Refusal", "SystemScores"]
 
 #: What stands beside a system's reading on the common grid, in the order of tables.
 BESIDE = controls.CONTROLS | {
@@ -22,6 +22,12 @@ BESIDE = controls.CONTROLS | {
     "floor": "other_phrase + paraphrase: what the reading must beat",
     "margin": "reading - floor, phrase by phrase",
 }
+
+#: Of ``Comparison.to_frame``.
+COLUMNS = (
+    "metric", "kind", "system", "second", "name", "layer", "head", "value", "low", "high", "images", "phrases", "p_value", "p_holm",
+    "note",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,12 @@ class SystemScores:
     def native(self, metric: str) -> Interval:
         """The interval of the reading on the system's own grid."""
         return self.heads.reading("minus_mean" if self.traits.reading == "minus mean" else "mean_map", metric)
+
+    def best_head(self, metric: str) -> dict[str, Any]:
+        """The head chosen on the even images, with its interval on the odd ones: name, layer (its position), head, value, ..."""
+        best = self.heads.top(1, metric=metric, split="held-out")
+        place = {key: int(best[key].iloc[0]) if len(best) else None for key in ("layer", "head")}
+        return {"name": "best_head_held_out"} | place | vars(self.heads.reading("best_head_held_out", metric))
 
 
 @dataclass(frozen=True)
@@ -126,10 +138,11 @@ class Comparison:
         raise InputError(f"No difference of {first!r} and {second!r} under {metric!r}; there are {pairs}.")
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each reading, control and difference on the common grid, and each reading on its own grid.
+        """One row for each reading, control and difference on the common grid, and each reading and best head on its own grid.
 
-        Columns: metric, kind ("reading", "control", "own grid" or "difference"), system, second (of a difference), name, value,
-        low, high, images, phrases, p_value, p_holm, note.
+        Columns: metric, kind ("reading", "control", "own grid", "best head" or "difference"), system, second (of a difference),
+        name, layer and head (of the best head, chosen on the even images and scored on the odd ones), value, low, high, images,
+        phrases, p_value, p_holm, note.
         """
         import pandas as pd
 
@@ -142,12 +155,12 @@ class Comparison:
                     {"metric": metric, "kind": kind, "system": name, "name": label} | vars(two)
                     for kind, label, two in found
                 ]
+                rows.append({"metric": metric, "kind": "best head", "system": name} | one.best_head(metric))
             for pair in (one for one in self.paired if one.metric == metric):
                 row = {"metric": metric, "kind": "difference", "system": pair.first, "second": pair.second}
                 row |= {"name": f"{pair.first} - {pair.second}"} | vars(pair.difference)
                 rows.append(row | {"p_value": pair.p_value, "p_holm": pair.p_holm, "note": pair.note})
-        order = ["metric", "kind", "system", "second", "name", "value", "low", "high", "images", "phrases"]
-        return pd.DataFrame(rows).reindex(columns=[*order, "p_value", "p_holm", "note"])
+        return pd.DataFrame(rows).reindex(columns=list(COLUMNS)).astype({"layer": "Int64", "head": "Int64"})
 
     def __repr__(self) -> str:
         lines = [f"Comparison({self.images} images, {self.phrases} phrases, {len(self.systems)} systems)"]

@@ -126,6 +126,11 @@ class HeadTally:
         replicates, seed = self.settings.replicates, self.settings.seed
         *self._halves, self._peaked = (PoissonBootstrap(one, replicates=replicates, seed=seed) for one in sizes)
 
+    def replicates(self, cell: Cell) -> tuple[Interval, NDArray[np.float64]]:
+        """A cell's interval on the images of odd index, and its (replicate,) values there; those of two tallies are paired."""
+        place, odd = self._cells.index(cell), self._halves[1]
+        return odd.intervals(confidence=self.settings.confidence)[place], odd.replicated()[:, place]
+
     def result(self) -> HeadScores:
         """The scores of the images added so far.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from probe.commands.arguments import lab_note, read_examples, whole_numbers
+from probe.commands.arguments import at_least, lab_note, read_examples, whole_numbers
+from probe.commands.series import TIMESTEPS, read_series, series_data, series_tables
 from probe.errors import InputError
 from probe.files import write_beside
 from probe.reports import Report, make_table, output_folder, show_interval, tracked, write_json
@@ -13,11 +14,14 @@ from probe.reports import Report, make_table, output_folder, show_interval, trac
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from probe.analysis.agreement import Agreement
     from probe.analysis.differences import Comparison, SystemScores
     from probe.analysis.stats import Interval
+    from probe.seeds import SeedComparison
 
-__all__ = ["compare", "comparison_data", "comparison_tables"]
+__all__ = ["compare", "comparison_data", "comparison_tables", "seed_tables"]
 
+DEFAULT_PROMPT = "Describe the image."
 #: Controls shown to people; programs get all.
 SHOWN = ("chance", "other_phrase", "floor", "oracle_patch")
 
@@ -28,8 +32,10 @@ def compare(
     data: str = "lab",
     metric: Sequence[str] = (),
     limit: int | None = None,
-    prompt: str = "Describe the image.",
+    prompt: str = DEFAULT_PROMPT,
     timestep: Sequence[str] = (),
+    over: Literal["timestep", "draw", "training"] | None = None,
+    draws: int = 8,
     out: str | None = None,
     seed: int = 0,
     dtype: str = "auto",
@@ -50,9 +56,16 @@ def compare(
     prompt
         What the captions answer, for language models.
     timestep
-        For diffusion models: how much noise is put on the image; 100 by default. Of several the mean is read.
+        For diffusion models: how much noise is put on the image; 100 by default. Of several the mean is read, but over timesteps
+        each by itself.
+    over
+        Compare along an axis, too: over timesteps (1, 100, 200, 300, 500, 700 and 900 by default), over draws of the noise, or over
+        the training of lab models that describe scenes.
+    draws
+        How many draws of the noise --over draw reads.
     out
-        Folder for comparison.json with the exact settings, comparison.parquet, and heads.parquet with every layer and head.
+        Folder for comparison.json with the exact settings, comparison.parquet, heads.parquet with every layer and head, and
+        series.parquet with --over.
     seed
         For which lab scenes, for noise, bootstrap and sign flips.
     dtype
@@ -66,6 +79,7 @@ def compare(
     from probe.comparing import compare_examples, require_several
     from probe.evaluation.lab import reword_scene
     from probe.evaluation.sources import is_lab
+    from probe.seeds import compare_seeds
 
     require_several(models)
     target = None if out is None else output_folder(out)
@@ -73,28 +87,37 @@ def compare(
     for one in metrics:
         find_metric(one)
     timesteps = whole_numbers("--timestep", timestep)
+    at_least("--draws", draws, 2)
     examples, total = read_examples(data, limit=limit, seed=seed)
     subjects = [probe.load_model(one, dtype=dtype, device=device) for one in models]
     if timesteps is not None and not any(one.family.kind == "diffusion" for one in subjects):
         raise InputError("--timestep is of diffusion models, and none of these is one; leave it out.")
-    found = compare_examples(
-        subjects,
-        tracked(examples, what="comparing", total=total),
-        reword=reword_scene if is_lab(data) else None,
-        metric=metrics,
-        prompt=prompt,
-        timesteps=timesteps,
-        seed=seed,
-    )
+    options: dict[str, Any] = {
+        "reword": reword_scene if is_lab(data) else None, "metric": metrics, "prompt": prompt, "seed": seed
+    }  # fmt: skip
+    series = None
+    if over is not None:
+        # First, so that what cannot be read along the axis is said before minutes of work.
+        examples = list(examples)
+        values = (timesteps or TIMESTEPS) if over == "timestep" else tuple(range(draws))
+        series = read_series(models, subjects, examples, over=over, values=values, options=options)
+    once = None if over == "timestep" else timesteps
+    tracked_examples = tracked(examples, what="comparing", total=total)
+    found = compare_examples(subjects, tracked_examples, timesteps=once, **options)
     used: dict[str, Any] = {"metric": metrics, "limit": total, "timestep": timesteps, "groundprobe": probe.__version__}
-    result = comparison_data(found) | {"settings": settings | used}
-    written = [] if target is None else _write(target, found, result)
+    comparable = data == "lab" and seed == 0 and timesteps is None and prompt == DEFAULT_PROMPT and dtype == "auto"
+    seeds, agreed = compare_seeds(found, subjects, comparable=comparable)
+    result = comparison_data(found, seeds, agreed) | {"settings": settings | used}
+    along = [] if series is None else series_tables(series)
+    if series is not None:
+        result["series"] = series_data(series)
+    written = [] if target is None else _write(target, found, result, series)
     notes = sorted({line for one in models for line in lab_note(one, data)})
-    return Report(result, [*comparison_tables(found), *written, *notes])
+    return Report(result, [*comparison_tables(found), *seed_tables(seeds, agreed), *along, *written, *notes])
 
 
-def comparison_data(found: Comparison) -> dict[str, Any]:
-    """The comparison in plain types: systems by name, paired differences, what was refused, and other seeds' numbers."""
+def comparison_data(found: Comparison, seeds: Sequence[SeedComparison], agreed: Sequence[Agreement]) -> dict[str, Any]:
+    """The comparison in plain types: systems by name, paired differences, what was refused, and what other seeds say."""
     return {
         "images": found.images,
         "phrases": found.phrases,
@@ -108,7 +131,17 @@ def comparison_data(found: Comparison) -> dict[str, Any]:
             for one in found.paired
         ],
         "refused": [vars(one) for one in found.refused],
-        "seeds": [],
+        "seeds": [one.to_dict() for one in seeds],
+        "agreement": [
+            {name: value for name, value in vars(one).items() if name != "trainings"}
+            | {
+                "trainings": list(one.trainings),
+                "same_sign": one.same_sign,
+                "claims": one.claims,
+                "verdict": one.verdict,
+            }
+            for one in agreed
+        ],
     }
 
 
@@ -117,19 +150,12 @@ def _system(one: SystemScores) -> dict[str, Any]:
         "reading": one.reading,
         **{metric: _bounds(interval) for metric, interval in one.scores.items()},
         "own_grid": {metric: _bounds(one.native(metric)) for metric in one.scores} | {"grids": one.grids},
-        "best_head_held_out": {metric: _best_head(one, metric) for metric in one.scores},
+        "best_head_held_out": {metric: one.best_head(metric) for metric in one.scores},
         "controls": {
             metric: {name: _bounds(interval) for name, interval in rows.items()}
             for metric, rows in one.controls.items()
         },
     }
-
-
-def _best_head(one: SystemScores, metric: str) -> dict[str, Any]:
-    """The head chosen on the even images, its score on the odd ones, and which it is: a layer's position and the model's number."""
-    best = one.heads.top(1, metric=metric, split="held-out")
-    place = {key: int(best[key].iloc[0]) if len(best) else None for key in ("layer", "head")}
-    return place | _bounds(one.heads.reading("best_head_held_out", metric))
 
 
 def _bounds(interval: Interval) -> dict[str, Any]:
@@ -156,7 +182,7 @@ def _metric_table(found: Comparison, metric: str) -> Table:
         title, "system", "reading", "on own grid", "best head held out", *(name.replace("_", " ") for name in SHOWN)
     )
     for name, one in found.systems.items():
-        best = _best_head(one, metric)
+        best = one.best_head(metric)
         place = "" if best["head"] is None else f" ({best['layer']}.{best['head']})"
         beside = (show_interval({"v": value.value, "v_low": value.low, "v_high": value.high}, "v").split(" ")[0]
                   for value in (one.controls[metric][row] for row in SHOWN))  # fmt: skip
@@ -174,11 +200,27 @@ def _pair_table(found: Comparison) -> Table:
     return table
 
 
+def seed_tables(seeds: Sequence[SeedComparison], agreed: Sequence[Agreement]) -> list[Any]:
+    """What other trainings say, for people: each system's reading from each seed, and on which differences the seeds agree."""
+    if len(seeds) < 2:
+        return [f"{'agreement':13}{one.metric}, {one.first} - {one.second}: {one.verdict}" for one in agreed]
+    metrics = list(dict.fromkeys(one.metric for one in agreed))
+    table = make_table("trainings from other seeds", "seed", "source", "system", *metrics)
+    for one in seeds:
+        for name, system in one.to_dict()["systems"].items():
+            table.add_row(str(one.seed), one.source, name, *(_shown(system[metric]) for metric in metrics))
+    title = "differences over trainings, 95 % intervals by Student's t over seeds"
+    over = make_table(title, "metric", "first - second", "mean", "what the trainings support")
+    for two in agreed:
+        over.add_row(two.metric, f"{two.first} - {two.second}", _shown(vars(two) | {"value": two.mean}), two.verdict)
+    return [table, over]
+
+
 def _shown(one: dict[str, Any]) -> str:
     return show_interval({"value": one["value"], "value_low": one["low"], "value_high": one["high"]}, "value")
 
 
-def _write(target: Any, found: Comparison, result: dict[str, Any]) -> list[str]:
+def _write(target: Any, found: Comparison, result: dict[str, Any], series: Any) -> list[str]:
     """The lines that say what was written."""
     import pandas as pd
 
@@ -186,6 +228,8 @@ def _write(target: Any, found: Comparison, result: dict[str, Any]) -> list[str]:
     for one in each:
         one.attrs.clear()  # they differ from system to system, and the table says what is read of each
     tables = {"comparison.parquet": found.to_frame(), "heads.parquet": pd.concat(each, ignore_index=True)}
+    if series is not None:
+        tables["series.parquet"] = series
     for name, frame in tables.items():
         write_beside(target / name, lambda path, frame=frame: frame.to_parquet(path, index=False))  # type: ignore[misc]
     write_json(target / "comparison.json", result)

@@ -21,17 +21,28 @@ SHOWN = {
 
 
 def train_all(
-    target: Path, steps: int | None, seeds: Sequence[int], measure: int, *, clip: str, diffusion: str
+    target: Path,
+    steps: int | None,
+    seeds: Sequence[int],
+    measure: int,
+    *,
+    clip: str,
+    diffusion: str,
 ) -> Report:
-    """The last measurement of each run, as a table; all of them as data."""
+    """The last measurement of each run and the comparison of each seed, as tables; all of them as data."""
+    from probe.analysis.agreement import agreements
+    from probe.commands.comparing import seed_tables
     from probe.evaluation.lab import read_lab, reword_scene
     from probe.lab.arms import ARMS
+    from probe.lab.storage import TWINS
     from probe.lab.towers import Towers
     from probe.lab.twins import STEPS, train_twins
+    from probe.seeds import SeedComparison
     from probe.training_tables import TrainingTable
+    from probe.twin_comparisons import SCENES, compare_twins, gather_training
 
     at_least("--measure", measure, 2)  # a best head is chosen on one half and reported on the other
-    total = STEPS if steps is None else steps
+    total, towers = STEPS if steps is None else steps, Towers(clip=clip, diffusion=diffusion)
     examples = list(read_lab(limit=measure))
 
     def table_of(run: Any) -> TrainingTable:
@@ -43,22 +54,32 @@ def train_all(
             target,
             seeds=seeds,
             steps=total,
-            towers=Towers(clip=clip, diffusion=diffusion),
+            towers=towers,
             on_features=follow.features,
             on_snapshot=lambda run, step, model, processor, loss: follow.measured(
                 run, step, table_of(run).add(step, model, processor)
             ),
             on_step=follow.step,
         )
+    gather_training(target, runs)
+    with progress("comparing", len(seeds)) as advance:
+        compared = compare_twins(target, runs, towers=towers, scenes=SCENES, on_seed=advance)
+    each = [SeedComparison(int(str(seed)), "measured", part) for seed, part in compared.groupby("seed", sort=True)]
+    agreed = agreements({int(one.seed or 0): one.paired for one in each}, trained=tuple(TWINS))
     rows = [{"seed": run.seed, "arm": run.arm} | row for run in runs for row in table_of(run).rows()]
     title = f"twins after {total} steps, pointing on {measure} unseen scenes, 95 % intervals by bootstrap over scenes"
     table = make_table(title, "seed", "arm", *SHOWN.values())
     for row in rows:
         if row["step"] == total:
             table.add_row(str(row["seed"]), str(row["arm"]), *(show_interval(row, name) for name in SHOWN))
-    lines = ["floor        other phrase's map + what a change of words alone does", f"models       {target}"]
+    lines = [
+        "floor        other phrase's map + what a change of words alone does",
+        *seed_tables(each, agreed),
+        f"models       {target}",
+    ]
     folders = [{"seed": run.seed, "arm": run.arm, "folder": str(run.folder)} for run in runs]
-    return Report({"out": str(target), "steps": total, "runs": folders, "rows": rows}, [table, *lines])
+    data = {"out": str(target), "steps": total, "runs": folders, "rows": rows}
+    return Report(data | {"seeds": [one.to_dict() for one in each]}, [table, *lines])
 
 
 class _Follower:

@@ -10,7 +10,7 @@ from typing import Any
 
 from probe.errors import ModelError, did_you_mean
 
-__all__ = ["MODELS", "WEIGHTS_FILE", "folder", "halved", "readable", "without_progress_bars"]
+__all__ = ["MODELS", "TWINS", "TWIN_TABLES", "WEIGHTS_FILE", "folder", "halved", "readable", "without_progress_bars"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 WEIGHTS_FILE = "model.safetensors"
@@ -18,13 +18,16 @@ MODELS = {
     "lab/llava": WEIGHTS / "llava",
     "lab/clip": WEIGHTS / "clip",
     "lab/diffusion": WEIGHTS / "diffusion",
+    "lab/llava-clip": WEIGHTS / "twins" / "llava-clip",
+    "lab/difflmm": WEIGHTS / "twins" / "difflmm",
+    "lab/llava-diffusion": WEIGHTS / "twins" / "diffusion",
 }
-# The file without which the model cannot be there.
-PROOF = {
-    "lab/llava": WEIGHTS_FILE,
-    "lab/clip": WEIGHTS_FILE,
-    "lab/diffusion": "unet/diffusion_pytorch_model.safetensors",
-}
+# Those that differ in what their one language model sees, and what `probe lab train twins` calls them.
+TWINS = {"lab/llava-clip": "llava-clip", "lab/difflmm": "difflmm", "lab/llava-diffusion": "diffusion"}
+# Numbers of every seed that they were trained from; the weights of the first seed alone are shipped.
+TWIN_TABLES = WEIGHTS / "twins"
+# The file without which a model cannot be there, where it is not WEIGHTS_FILE.
+PROOF = {"lab/diffusion": "unet/diffusion_pytorch_model.safetensors"}
 
 
 def folder(name: str) -> Path:
@@ -37,7 +40,7 @@ def folder(name: str) -> Path:
     """
     if name not in MODELS:
         raise ModelError(f"There is no lab model {name!r}; there is {', '.join(MODELS)}.{did_you_mean(name, MODELS)}")
-    weights = MODELS[name] / PROOF[name]
+    weights = MODELS[name] / PROOF.get(name, WEIGHTS_FILE)
     if not weights.is_file():
         raise ModelError(f"The weights of {name} are missing: {weights}. Install the package again.")
     return MODELS[name]

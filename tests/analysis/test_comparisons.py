@@ -287,7 +287,7 @@ def test_three_systems_make_three_pairs_and_a_table() -> None:
     same = found.difference("a", "c", "auroc")
     assert (same.difference.value, same.difference.low, same.difference.high, same.p_value) == (0, 0, 0, 1)
     frame = found.to_frame()
-    assert len(frame) == 3 * (3 * (2 + len(BESIDE)) + 3)
+    assert len(frame) == 3 * (3 * (3 + len(BESIDE)) + 3)
     assert set(frame.query("kind == 'difference'")["name"]) == {"a - b", "a - c", "b - c"}
     assert "a - b" in repr(found)
     with pytest.raises(InputError, match="No difference of 'b' and 'a'"):
