@@ -260,7 +260,7 @@ def note(seeds: list[SeedComparison], heads: pd.DataFrame, steps: pd.DataFrame) 
         "training each: nothing here is about other trainings of them.",
         f"a, b: {phrases:,} phrases of {images:,} unseen scenes, maps minus their mean; thin bars: 95 % over scenes. Lines in a: "
         "dotted chance, dashed floor (another phrase's map, plus what other words change), solid the best that patches allow.",
-        f"c: {int(heads['images'].max())} scenes. d: 200. e, f: {read}, bands 95 % over scenes; the twins met noise of t = 100 alone. "
+        f"c: {int(heads['images'].max())} scenes. d: 200. e, f: {read}, bands 95 % over scenes; the twins met t = 100 alone. "
         "g: the odd scenes; best heads are chosen on the even ones; empty marks: without Eq. 3.",
     ]
     return textwrap.fill(" ".join(parts), 168)
