@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from probe.analysis.differences import Comparison
-    from probe.models import Subject
 
 __all__ = ["SETTINGS", "TABLE", "SeedComparison", "compare_seeds", "read_shipped", "seed_of"]
 
@@ -77,15 +76,15 @@ class SeedComparison:
 
 
 def compare_seeds(
-    found: Comparison, subjects: Sequence[Subject], *, comparable: bool
+    found: Comparison, names: Sequence[str], *, comparable: bool
 ) -> tuple[list[SeedComparison], tuple[Agreement, ...]]:
     """What was found now, the shipped numbers of the same systems from other seeds, and on what all trainings agree.
 
     Parameters
     ----------
+    names : of the models that were compared, as they were loaded.
     comparable : True if it was measured as the shipped numbers were: on plain lab scenes, with every option as it is by default.
     """
-    names = [one.name for one in subjects]
     trained = [name for name in names if name in TWINS]
     seeds = {seed_of(one) for one in trained or names}
     now = SeedComparison(seeds.pop() if len(seeds) == 1 else None, "measured", found.to_frame())

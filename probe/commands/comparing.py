@@ -106,7 +106,7 @@ def compare(
     found = compare_examples(subjects, tracked_examples, timesteps=once, **options)
     used: dict[str, Any] = {"metric": metrics, "limit": total, "timestep": timesteps, "groundprobe": probe.__version__}
     comparable = data == "lab" and seed == 0 and timesteps is None and prompt == DEFAULT_PROMPT and dtype == "auto"
-    seeds, agreed = compare_seeds(found, subjects, comparable=comparable)
+    seeds, agreed = compare_seeds(found, models, comparable=comparable)
     result = comparison_data(found, seeds, agreed) | {"settings": settings | used}
     along = [] if series is None else series_tables(series)
     if series is not None:
@@ -203,7 +203,7 @@ def _pair_table(found: Comparison) -> Table:
 def seed_tables(seeds: Sequence[SeedComparison], agreed: Sequence[Agreement]) -> list[Any]:
     """What other trainings say, for people: each system's reading from each seed, and on which differences the seeds agree."""
     if len(seeds) < 2:
-        return [f"{'agreement':13}{one.metric}, {one.first} - {one.second}: {one.verdict}" for one in agreed]
+        return ["note         one training of each system: these numbers are about these models, not about their kinds"]
     metrics = list(dict.fromkeys(one.metric for one in agreed))
     table = make_table("trainings from other seeds", "seed", "source", "system", *metrics)
     for one in seeds:
