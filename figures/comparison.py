@@ -263,7 +263,7 @@ def note(seeds: list[SeedComparison], heads: pd.DataFrame, steps: pd.DataFrame) 
         f"c: {int(heads['images'].max())} scenes. d: 200. e, f: {read}, bands 95 % over scenes; the twins met t = 100 alone. "
         "g: the odd scenes; best heads are chosen on the even ones; empty marks: without Eq. 3.",
     ]
-    return textwrap.fill(" ".join(parts), 168)
+    return textwrap.fill(" ".join(parts), 150)
 
 
 def main() -> None:
