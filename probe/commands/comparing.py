@@ -150,7 +150,10 @@ def _system(one: SystemScores) -> dict[str, Any]:
         "reading": one.reading,
         **{metric: _bounds(interval) for metric, interval in one.scores.items()},
         "own_grid": {metric: _bounds(one.native(metric)) for metric in one.scores} | {"grids": one.grids},
-        "best_head_held_out": {metric: one.best_head(metric) for metric in one.scores},
+        "best_head_held_out": {
+            metric: {key: value for key, value in one.best_head(metric).items() if key != "name"}
+            for metric in one.scores
+        },
         "controls": {
             metric: {name: _bounds(interval) for name, interval in rows.items()}
             for metric, rows in one.controls.items()
