@@ -31,8 +31,8 @@ ENCODERS = ("lab/clip", "lab/diffusion")
 SYSTEMS = (*ENCODERS, *TWINS)
 METRICS = ("pointing", "auroc", "lift")
 #: Seen through one colour each: what looks through CLIP, through a U-Net, and through both.
-COLOURS = dict(zip(SYSTEMS, ("#56B4E9", "#E69F00", "#0072B2", "#009E73", "#D55E00"), strict=True))
-MARKERS = dict(zip(SYSTEMS, "sDosD", strict=True))
+COLOURS = dict(zip(SYSTEMS, ("#56B4E9", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7"), strict=True))
+MARKERS = dict(zip(SYSTEMS, "sDosDv", strict=True))
 TIMESTEPS = (1, 100, 200, 300, 500, 700, 900)
 DRAWS = 8
 #: For the series, which read every system again at each timestep and draw.
@@ -92,7 +92,7 @@ def draw(data: Path = DATA, out: Path = HERE / "comparison", *, tables: Path = T
         for ax, metric in zip(rows[1].subplots(1, 3, sharey=True), METRICS, strict=True):
             draw_differences(ax, agreed, metric)
         _heading(rows[2], "c  Pointing of single heads, minus their mean, on own grids (seed 0)")
-        draw_heads(rows[2].subplots(1, 3), heads)
+        draw_heads(rows[2].subplots(1, len(TWINS)), heads)
         left, middle, right = rows[3].subfigures(1, 3, width_ratios=[1.25, 1, 1])
         _heading(left, "d  While they are trained")
         draw_training(left.subplots(), pd.read_csv(tables / TRAINING))
@@ -104,7 +104,7 @@ def draw(data: Path = DATA, out: Path = HERE / "comparison", *, tables: Path = T
             rows[4], "g  How a map is read: tokens combined, with Eq. 3 or without, all heads or the best, held out"
         )
         readouts = pd.read_csv(tables / "readouts.csv")
-        for ax, name in zip(rows[4].subplots(1, 3, sharey=True), TWINS, strict=True):
+        for ax, name in zip(rows[4].subplots(1, len(TWINS), sharey=True), TWINS, strict=True):
             draw_readouts(ax, readouts[readouts["system"] == name], name)
         rows[5].text(0.005, 0.98, note(seeds, heads, steps), fontsize=SMALL, color="0.4", va="top", parse_math=False)
         return probe.plots.save_figure(figure, out)
@@ -141,7 +141,7 @@ def draw_readings(ax: Axes, seeds: list[SeedComparison], metric: str) -> None:
 
 def draw_differences(ax: Axes, agreed: tuple[Agreement, ...], metric: str) -> None:
     """Each pair's difference: a mark for each seed, and the mean with its interval over seeds."""
-    pairs = [one for one in agreed if one.metric == metric]
+    pairs = [one for one in agreed if one.metric == metric and len({one.first, one.second} & {*ENCODERS}) != 1]
     for place, one in enumerate(pairs):
         values = list(one.differences.values()) if max(one.trainings) > 1 else [one.mean]
         spread = np.linspace(-0.24, 0.24, len(values)) if len(values) > 1 else [0.0]
@@ -255,9 +255,9 @@ def note(seeds: list[SeedComparison], heads: pd.DataFrame, steps: pd.DataFrame) 
     names = ", ".join(_short(one) for one in TWINS)
     read = int(steps["images"].max())
     parts = [
-        "One language model in front of frozen features of CLIP, of CLIP and a U-Net, or of the U-Net alone "
-        f"({names}), {len(seeds)} seeds of weights and scenes each, and the two encoders themselves, of which there is one "
-        "training each: nothing here is about other trainings of them.",
+        "One language model in front of frozen features: a LLaVA on CLIP, a DiffLMM on CLIP and a U-Net, and that DiffLMM blind to "
+        f"CLIP or to the U-Net ({names}), {len(seeds)} seeds of weights and scenes each; and the two encoders themselves, of "
+        "which there is one training each: nothing here is about other trainings of them.",
         f"a, b: {phrases:,} phrases of {images:,} unseen scenes, maps minus their mean; thin bars: 95 % over scenes. Lines in a: "
         "dotted chance, dashed floor (another phrase's map, plus what other words change), solid the best that patches allow.",
         f"c: {int(heads['images'].max())} scenes. d: 200. e, f: {read}, bands 95 % over scenes; the twins met t = 100 alone. "

@@ -32,7 +32,8 @@ def lab_train(
     ----------
     organism
         Which one: llava describes scenes, clip tells which caption belongs to which scene, diffusion draws scenes. twins are
-        three that describe scenes with one and the same language model, on frozen features of clip, of both, and of diffusion.
+        four that describe scenes with one and the same language model, on frozen features: a LLaVA on clip, a DiffLMM on both, and
+        that DiffLMM blind to either of them.
     out
         Folder for the model, its snapshots and the measurements; runs/lab-ORGANISM by default. For llava these are training.csv:
         at each measurement the caption loss, scores, floors and where maps peak, with intervals. Twins have a folder each, such

@@ -1,4 +1,4 @@
-"""The twins before they are trained: one language model, and in front of it CLIP, CLIP and diffusion, or diffusion alone."""
+"""The twins before they are trained: one language model, and in front of it CLIP, CLIP and diffusion, or either of them alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from probe.lab.words import CHAT_TEMPLATE
 
 __all__ = ["ARMS", "Arm", "TwinSettings", "build_twin", "towers_of"]
 
-Arm = Literal["llava-clip", "difflmm", "diffusion"]
+Arm = Literal["llava-clip", "difflmm", "diffusion", "clip"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 
 
@@ -48,16 +48,18 @@ class TwinSettings:
 
 
 def towers_of(arm: Arm) -> tuple[str, ...]:
-    """The towers that an arm's model is made of. Diffusion alone has CLIP, too, but is blind to it: see `build_twin`."""
+    """The towers that an arm's model is made of. "diffusion" and "clip" have both, but are blind to one: see `build_twin`."""
     return ("clip",) if arm == "llava-clip" else ("clip", "diffusion")
 
 
 def build_twin(arm: Arm, towers: Towers, *, settings: TwinSettings | None = None, seed: int = 0) -> tuple[Any, Any]:
     """The untrained model of an arm, in float32 and eval mode, and its processor; the same for the same seed.
 
-    The language model is the same in every arm, to the last bit. In "difflmm" and "diffusion" the U-Net reads the empty
+    The language model is the same in every arm, to the last bit. But for "llava-clip" the U-Net reads the empty
     prompt, which does not depend on CLIP, so that both see the same features of it. "diffusion" is a DiffLMM in which the
-    weights that CLIP's patches are multiplied by are zero, and stay so in training.
+    weights that CLIP's patches are multiplied by are zero, and stay so in training; "clip" is one in which what the U-Net's
+    features become is. Its projector is the DiffLMM's in all else, learned positions included, which that of "llava-clip" has
+    not: so "difflmm" against "clip" tells what diffusion adds, and "clip" against "llava-clip" what the projector does.
 
     Raises
     ------
@@ -77,9 +79,16 @@ def build_twin(arm: Arm, towers: Towers, *, settings: TwinSettings | None = None
         if arm == "llava-clip":
             return _llava(language_model, clip, plain, settings, seed), plain
         model = _difflmm(language_model, clip, load_diffusion(towers.home("diffusion")), plain, settings, seed)
-    if arm == "diffusion":
-        with torch.no_grad():
-            model.model.multi_modal_projector.linear_1.weight[:, settings.diffusion_features :] = 0
+    projector = model.model.multi_modal_projector
+    with torch.no_grad():
+        if arm == "diffusion":
+            projector.linear_1.weight[:, settings.diffusion_features :] = 0
+        elif arm == "clip":
+            projector.linear_1.weight[:, : settings.diffusion_features] = 0
+            # Nothing comes through, so the weights above get no gradient and stay zero too.
+            for one in projector.conv.parameters():
+                one.requires_grad_(False).zero_()
+            projector.norm.requires_grad_(False)
     return model, make_difflmm_processor(plain.tokenizer, model.config, chat_template=CHAT_TEMPLATE)
 
 

@@ -20,10 +20,16 @@ MODELS = {
     "lab/diffusion": WEIGHTS / "diffusion",
     "lab/llava-clip": WEIGHTS / "twins" / "llava-clip",
     "lab/difflmm": WEIGHTS / "twins" / "difflmm",
-    "lab/llava-diffusion": WEIGHTS / "twins" / "diffusion",
+    "lab/difflmm-diffusion": WEIGHTS / "twins" / "diffusion",
+    "lab/difflmm-clip": WEIGHTS / "twins" / "clip",
 }
 # Those that differ in what their one language model sees, and what `probe lab train twins` calls them.
-TWINS = {"lab/llava-clip": "llava-clip", "lab/difflmm": "difflmm", "lab/llava-diffusion": "diffusion"}
+TWINS = {
+    "lab/llava-clip": "llava-clip",
+    "lab/difflmm": "difflmm",
+    "lab/difflmm-diffusion": "diffusion",
+    "lab/difflmm-clip": "clip",
+}
 # Numbers of every seed that they were trained from; the weights of the first seed alone are shipped.
 TWIN_TABLES = WEIGHTS / "twins"
 # The file without which a model cannot be there, where it is not WEIGHTS_FILE.

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probe.difflmm import DiffLMMProjector
+from probe.difflmm.configuration import block_shape
 from probe.errors import InputError
 from probe.lab.arms import ARMS, Arm, TwinSettings, build_twin, towers_of
 from probe.lab.captions import Collator
@@ -32,6 +34,11 @@ class TwinRun:
     seed: int
     folder: Path
 
+
+#: What of the cached features each arm is given.
+SEEN: dict[Arm, tuple[str, ...]] = {
+    "llava-clip": ("patches",), "difflmm": ("patches", "features"), "diffusion": ("features",), "clip": ("patches",)
+}  # fmt: skip
 
 OnRunSnapshot = Callable[[TwinRun, int, Any, Any, float], None]
 OnRunStep = Callable[[TwinRun, int, float], None]
@@ -69,7 +76,7 @@ class FromFeatures(nn.Module):
         Parameters
         ----------
         patches : (batch, patch, width), CLIP's; without them the model is as blind to CLIP as "diffusion" is.
-        features : (batch, channel, row, col), the U-Net's; for a DiffLMM alone.
+        features : (batch, channel, row, col), the U-Net's; for a DiffLMM alone, and not for "clip".
         """
         tokens = self.visual_tokens(patches, features)
         embeddings = self.model.get_input_embeddings()(input_ids)
@@ -79,14 +86,17 @@ class FromFeatures(nn.Module):
 
     def visual_tokens(self, patches: Tensor | None, features: Tensor | None) -> Tensor:
         """The projector's visual tokens (batch, patch, text width)."""
+        if not isinstance(self.projector, DiffLMMProjector):
+            plain: Tensor = self.projector(patches)
+            return plain
+        # Zeros in place of what an arm is blind to: the weights on that side get no gradient and stay zero themselves.
+        config, given = self.model.config, patches if features is None else features
+        assert given is not None  # for the type checker: every arm sees something
+        if patches is None:
+            patches = given.new_zeros(len(given), config.image_seq_length, config.vision_config.hidden_size)
         if features is None:
-            found: Tensor = self.projector(patches)
-        else:
-            if patches is None:
-                # Zeros, so that the weights on CLIP's side get no gradient and stay zero themselves.
-                width = self.model.config.vision_config.hidden_size
-                patches = features.new_zeros(len(features), self.model.config.image_seq_length, width)
-            found = self.projector(features, patches)
+            features = given.new_zeros(len(given), *block_shape(config.diffusion_config))
+        found: Tensor = self.projector(features, patches)
         return found
 
 
@@ -95,7 +105,7 @@ class FeatureBatch:
 
     def __init__(self, processor: Any, arm: Arm) -> None:
         self.texts = Collator(processor).texts
-        self.seen = {"llava-clip": ("patches",), "difflmm": ("patches", "features"), "diffusion": ("features",)}[arm]
+        self.seen = SEEN[arm]
 
     def __call__(self, examples: Sequence[EncodedScene]) -> dict[str, Tensor]:
         stacked = {name: torch.stack([getattr(example, name) for example in examples]).float() for name in self.seen}

@@ -80,7 +80,7 @@ def trained(towers: Towers, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_arms_share_the_language_model_to_the_last_bit_and_the_seed_decides(towers: Towers) -> None:
     built = {arm: build_twin(arm, towers, settings=SETTINGS, seed=5)[0] for arm in ARMS}
     first = built["llava-clip"].model.language_model.state_dict()
-    for arm in ("difflmm", "diffusion"):
+    for arm in ("difflmm", "diffusion", "clip"):
         other = built[arm].model.language_model.state_dict()
         assert first.keys() == other.keys()
         assert all(torch.equal(first[name], other[name]) for name in first)
@@ -88,8 +88,8 @@ def test_arms_share_the_language_model_to_the_last_bit_and_the_seed_decides(towe
         assert head is built[arm].model.language_model.embed_tokens.weight
     seed = build_twin("llava-clip", towers, settings=SETTINGS, seed=6)[0].model.language_model.state_dict()
     assert not torch.equal(first["embed_tokens.weight"], seed["embed_tokens.weight"])
-    with pytest.raises(InputError, match="no arm 'clip'"):
-        build_twin("clip", towers)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no arm 'vision'"):
+        build_twin("vision", towers)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="width=10 is not a multiple of heads=8"):
         TwinSettings(width=10)
 
@@ -199,20 +199,24 @@ def test_a_folder_has_no_frozen_towers_and_loading_puts_them_in(trained: Path, t
     assert loaded.generation_config.max_new_tokens == 64
 
 
-def test_diffusion_alone_is_blind_to_clip_and_difflmm_is_not(trained: Path) -> None:
+def test_either_encoder_alone_is_blind_to_the_other_and_difflmm_to_neither(trained: Path) -> None:
     text = "USER: <image>\nDescribe the image.\nASSISTANT:\n"
-    for arm, blind in (("diffusion", True), ("difflmm", False)):
+    for arm, blind in (("diffusion", "clip"), ("clip", "diffusion"), ("difflmm", "neither")):
         subject = probe.load_model(trained / arm)
         batch = subject.processor(text=text, images=drawn(1)[0].image, return_tensors="pt")
         with torch.no_grad():
             first = subject.model(**batch).logits
             second = subject.model(**dict(batch) | {"pixel_values": -batch["pixel_values"]}).logits
             third = subject.model(**dict(batch) | {"diffusion_pixel_values": -batch["diffusion_pixel_values"]}).logits
-        assert torch.equal(first, second) == blind
-        assert not torch.equal(first, third)
+        assert torch.equal(first, second) == (blind == "clip")
+        assert torch.equal(first, third) == (blind == "diffusion")
     projector = probe.load_model(trained / "diffusion").model.model.multi_modal_projector
     assert torch.count_nonzero(projector.linear_1.weight[:, SETTINGS.diffusion_features :]) == 0
     assert torch.count_nonzero(projector.linear_1.weight[:, : SETTINGS.diffusion_features]) > 0
+    projector = probe.load_model(trained / "clip").model.model.multi_modal_projector
+    assert torch.count_nonzero(projector.linear_1.weight[:, : SETTINGS.diffusion_features]) == 0
+    assert torch.count_nonzero(projector.conv.weight) == torch.count_nonzero(projector.conv.bias) == 0
+    assert torch.count_nonzero(projector.linear_1.weight[:, SETTINGS.diffusion_features :]) > 0
 
 
 def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
