@@ -22,7 +22,7 @@ from probe.errors import ModelError
 from probe.training.blueprints import Blueprint, located
 from probe.training.plans import Kind, TrainingPlan
 
-__all__ = ["RECORD", "TRAINED", "build", "fingerprints", "put_in", "read_trained", "write_trained"]
+__all__ = ["RECORD", "TRAINED", "build", "fingerprints", "put_in", "read_parts", "read_trained", "write_trained"]
 
 TRAINED = "trained.safetensors"
 RECORD = "training.json"
@@ -40,7 +40,7 @@ def build(kind: Kind, plan: TrainingPlan, blueprint: Blueprint) -> Any:
     """
     model = _whole(plan, blueprint) if plan.model else _of_parts(kind, plan, blueprint)
     if plan.projector:
-        _require_same_parts(plan.projector, model)
+        _require_same_parts(plan.projector, read_parts(plan.projector), fingerprints(model))
         put_in(model, read_trained(Path(plan.projector) / TRAINED), of=plan.projector)
     return model
 
@@ -168,22 +168,32 @@ def put_in(model: Any, tensors: dict[str, torch.Tensor], *, of: str) -> None:
             own[name].copy_(value)
 
 
-def _require_same_parts(projector: str, model: Any) -> None:
-    """Nothing, if a projector was trained with the parts that the model has."""
+def read_parts(projector: str) -> dict[str, str]:
+    """The fingerprints of the parts that a finished stage 1 trained its projector side with.
+
+    Raises
+    ------
+    ModelError
+        If the folder is none of a stage 1, or it is not finished.
+    """
     path = Path(projector) / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         finished, known = record["finished"], dict(record["parts"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"projector={projector!r} is no folder of a finished stage 1 ({path.name}: {type(error).__name__}); give "
-            "the folder that one was trained in."
+            f"projector={projector!r} is no folder of a finished stage 1 ({path.name}: {type(error).__name__}); give the folder that "
+            "one was trained in."
         ) from error
     if not finished:
         raise ModelError(
             f"projector={projector!r}: that stage 1 is not finished; give its command again and it goes on."
         )
-    found = fingerprints(model)
+    return known
+
+
+def _require_same_parts(projector: str, known: dict[str, str], found: dict[str, str]) -> None:
+    """Nothing, if a projector was trained with the parts that the model has."""
     if found.keys() != known.keys():
         raise ModelError(
             f"projector={projector!r} was trained for parts {sorted(known)}, the model has {sorted(found)}."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import InputError
+from probe.training.assembly import read_parts
 from probe.training.batches import check_lengths
 from probe.training.blueprints import Blueprint, draw_up
 from probe.training.conversations import BadRecords, Conversation, read_conversations
@@ -99,6 +100,8 @@ def look_ahead(
     )
     if plan.bad_records == "refuse" and not found:
         bad.refuse("None is left.")
+    if plan.projector and not offline:
+        read_parts(plan.projector)  # said before anything large is loaded
     blueprint = draw_up(kind, plan, offline=offline)
     longer: int | None = None
     names: list[str] = []

@@ -23,40 +23,72 @@ class TrainingPlan:
 
     >>> TrainingPlan(data="pairs.json", images="images", language_model="lmsys/vicuna-7b-v1.5", clip="openai/...")
 
-    Attributes
+    Parameters
     ----------
-    data : Conversations as LLaVA writes them: a JSON list of {"id", "image", "conversations": [{"from": "human", "value"}, ...]}.
-    images : The folder that image names are below; not needed where no record has an image.
-    stage : 1 trains the projector side alone; 2 trains it with a learning rate of its own and the language model through LoRA.
-    model : A whole model with its processor to start from: a folder, a hub name or lab/llava; instead of parts.
-    language_model : The part that talks, with its tokenizer: a folder or a hub name.
-    clip : The part that sees: a folder, a hub name or lab/clip.
-    diffusion : For difflmm: Stable Diffusion, a folder, a hub name or lab/diffusion.
-    projector : The folder of a finished stage 1, whose trained projector side is put into the model.
-    prompt : "plain" is the image and then the answer, as LLaVA's stage 1; "conversation" is the model's own chat template.
-    max_length : Longest text in tokens, those of the image among them.
-    long_texts : What becomes of a longer text: "refuse" stops before any step, "truncate" cuts its end off, "skip" leaves it out.
-    bad_records : What becomes of a record that cannot be used: "refuse" stops before any step, "skip" leaves it out and counts it.
-    batch_size : Examples a step over all processes; gradients are accumulated to reach it.
-    device_batch_size : Examples that one process computes at a time.
-    epochs : How often every record is seen.
-    steps : How many; instead of epochs.
-    learning_rate : The highest, of the LoRA in stage 2 and of the projector side in stage 1.
-    projector_learning_rate : The highest of the projector side in stage 2; by default learning_rate.
-    warmup : Share of all steps in which the learning rate rises from 0.
-    schedule : How the learning rate falls after that.
-    weight_decay : Of everything that is trained.
-    lora_rank : Of the LoRA in stage 2.
-    lora_alpha : Its scale is lora_alpha / lora_rank.
-    lora_dropout : Probability that an input of the LoRA is dropped.
-    lora_targets : Regular expression for the names of modules below the language model that get a LoRA; never anything outside it.
-    dtype : Number type of what is frozen, and of the computation; what is trained is kept in float32.
-    gradient_checkpointing : Compute activations a second time instead of keeping them: less memory, more time.
-    seed : Of new weights, of the order of the records and of dropout.
-    save_every : Steps between two checkpoints.
-    workers : Processes that read images, for each process that trains.
-    device : "auto" is a GPU if there is one.
-    whole_model : Write the whole model after stage 1 too, not the trained weights alone.
+    data
+        Conversations as LLaVA writes them: a JSON list of {"id", "image", "conversations": [{"from": "human", "value"}, ...]}.
+    images
+        The folder that image names are below; not needed where no record has an image.
+    stage
+        1 trains the projector side alone; 2 trains it with a learning rate of its own and the language model through LoRA.
+    model
+        A whole model with its processor to start from: a folder, a hub name or lab/llava; instead of parts.
+    language_model
+        The part that talks, with its tokenizer: a folder or a hub name.
+    clip
+        The part that sees: a folder, a hub name or lab/clip.
+    diffusion
+        For difflmm: Stable Diffusion, a folder, a hub name or lab/diffusion.
+    projector
+        The folder of a finished stage 1, whose trained projector side is put into the model.
+    prompt
+        "plain" is the image and then the answer, as LLaVA's stage 1; "conversation" is the model's own chat template.
+    max_length
+        Longest text in tokens, those of the image among them.
+    long_texts
+        What becomes of a longer text: "refuse" stops before any step, "truncate" cuts its end off, "skip" leaves it out.
+    bad_records
+        What becomes of a record that cannot be used: "refuse" stops before any step, "skip" leaves it out and counts it.
+    batch_size
+        Examples a step over all processes; gradients are accumulated to reach it.
+    device_batch_size
+        Examples that one process computes at a time.
+    epochs
+        How often every record is seen.
+    steps
+        How many; instead of epochs.
+    learning_rate
+        The highest, of the LoRA in stage 2 and of the projector side in stage 1.
+    projector_learning_rate
+        The highest of the projector side in stage 2; by default learning_rate.
+    warmup
+        Share of all steps in which the learning rate rises from 0.
+    schedule
+        How the learning rate falls after that.
+    weight_decay
+        Of everything that is trained.
+    lora_rank
+        Of the LoRA in stage 2.
+    lora_alpha
+        Its scale is lora_alpha / lora_rank.
+    lora_dropout
+        Probability that an input of the LoRA is dropped.
+    lora_targets
+        Regular expression for the names of modules below the language model that get a LoRA; never anything outside it.
+    dtype
+        Number type of what is frozen, and of the computation; what is trained is kept in float32.
+    gradient_checkpointing
+        Compute activations a second time instead of keeping them: less memory, more time.
+    seed
+        Of new weights, of the order of the records and of dropout.
+    save_every
+        Steps between two checkpoints.
+    workers
+        Processes that read images, for each process that trains.
+    device
+        "auto" is a GPU if there is one.
+    whole_model
+        Write the whole model after stage 1 too, not the trained weights alone.
 
     Raises
     ------
