@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -69,10 +70,9 @@ def _run(argv: list[str]) -> int:
         settings = parser.parse_args(given)
     except (ArgumentError, TypeError, ValueError) as error:
         words = _words(argv, verbs)
-        print(
-            f"probe: {_usage(_reason(error, given, verbs.get(' '.join(words))), verbs, words)} (see `{' '.join(['probe', *words, '--help'])}`)",
-            file=sys.stderr,
-        )
+        reason = _reason(error, given, verbs.get(" ".join(words)))
+        help_command = " ".join(["probe", *words, "--help"])
+        print(f"probe: {_usage(reason, verbs, words)} (see `{help_command}`)", file=sys.stderr)
         return 2
     chosen, path = settings, []
     while isinstance(name := chosen.get("subcommand"), str):
@@ -241,10 +241,10 @@ def _reason(error: Exception, argv: list[str], verb: _Verb | None) -> str:
     import yaml
 
     known = [one.removeprefix("--").replace("-", "_") for one in verb.options()]
-    for before, name in zip(argv, argv[1:], strict=False):
+    for before, name in itertools.pairwise(argv):
         if before == "--config" and Path(name).is_file():
             settings = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-            unknown = [str(one) for one in settings if str(one) not in known]
+            unknown = [str(one) for one in settings if str(one) not in known] if isinstance(settings, dict) else []
             if unknown:
                 return f"{name} has a setting {unknown[0]!r}, which does not exist.{did_you_mean(unknown[0], known)}"
     return text

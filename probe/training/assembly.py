@@ -182,8 +182,8 @@ def read_parts(projector: str) -> dict[str, str]:
         finished, known = record["finished"], dict(record["parts"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"projector={projector!r} is no folder of a finished stage 1 ({path.name}: {type(error).__name__}); give the folder that "
-            "one was trained in."
+            f"projector={projector!r} is no folder of a finished stage 1 ({path.name}: {type(error).__name__}); give the folder "
+            "that one was trained in."
         ) from error
     if not finished:
         raise ModelError(

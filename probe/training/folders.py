@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import tempfile
@@ -63,7 +64,7 @@ def write_record(out: Path, outlook: Outlook, parts: dict[str, str], *, finished
         "outlook": outlook.data(),
         "left_out": outlook.left_out,
         "parts": parts,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: version(name) for name in LIBRARIES if importlib.util.find_spec(name)},
     }
     text = json.dumps(record, indent=2) + "\n"
     write_beside(out / RECORD, lambda beside: beside.write_text(text, encoding="utf-8"))

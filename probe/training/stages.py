@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from probe.difflmm.releases import lora_class
 from probe.errors import InputError, ModelError
 from probe.training.plans import TrainingPlan
 
@@ -138,15 +139,15 @@ def _with_lora(model: Any, plan: TrainingPlan) -> Any:
 
     The regular expression is anchored below the language model: suffixes alone, such as q_proj, are names in CLIP too.
     """
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(
+    settings = lora_class()(
         r=plan.lora_rank,
         lora_alpha=plan.lora_alpha,  # peft divides it by the rank: any number will do
         lora_dropout=plan.lora_dropout,
         target_modules=rf"{LANGUAGE_MODEL.replace('.', chr(92) + '.')}(?:{plan.lora_targets})",
         bias="none",
     )
+    from peft import get_peft_model
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks the model by a name that newer releases call old
