@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from probe.errors import ModelError, ProbeError
+from probe.errors import InputError, ModelError, ProbeError
 from probe.lab.trainers import OnSnapshot, OnStep, newest, snapshot_steps
 from probe.training.assembly import TRAINED, build, fingerprints, put_in, read_trained, write_trained
 from probe.training.batches import Collator, Examples, plain_error
@@ -81,7 +81,10 @@ def _train(
     callbacks: Sequence[TrainerCallback],
 ) -> None:
     kind, plan = outlook.kind, outlook.plan
-    arguments = _arguments(out, outlook)
+    try:
+        arguments = _arguments(out, outlook)
+    except ValueError as error:  # a GPU that cannot compute in this number type
+        raise InputError(f"dtype={plan.dtype} or device={plan.device} cannot be used here: {error}") from error
     first = arguments.process_index == 0
     finished = is_finished(out, outlook)
     if on_start is not None and first:
