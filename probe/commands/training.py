@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,16 +64,19 @@ def _train(kind: Kind, plan: TrainingPlan, out: str, *, dry_run: bool) -> Report
         from probe.lab.trainers import read_curve, snapshot_steps
         from probe.training.courses import train
 
-        with progress("training", None) as advance:
+        with ExitStack() as shown:
+            advance: Callable[..., None] = lambda *given, **more: None  # noqa: E731 - until there is a bar
 
             def start(outlook: Outlook) -> None:
+                nonlocal advance
                 _announce(outlook)
-                advance(0, total=outlook.steps)
+                # Not before: the checks of the records have bars of their own, and two at a time are one too many.
+                advance = shown.enter_context(progress("training", outlook.steps))
 
-            outlook = train(
-                kind, plan, target, on_start=start, on_step=lambda step, loss: advance(step, what=f"training (loss {loss:.3f})"),
-                tracked=_followed,
-            )  # fmt: skip
+            def step(number: int, loss: float) -> None:
+                advance(number, what=f"training (loss {loss:.3f})")
+
+            outlook = train(kind, plan, target, on_start=start, on_step=step, tracked=_followed)
     if not (target / "loss.csv").is_file():
         return Report({})  # one of several processes, on a machine that the first one is not on
     rows = [row for row in read_curve(target / "loss.csv") if row["step"] in (1, *snapshot_steps(outlook.steps))]
