@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from probe.errors import ProbeError, did_you_mean
@@ -63,14 +65,14 @@ def _run(argv: list[str]) -> int:
     from probe.reports import plain
 
     parser, verbs = _parser()
+    given = _with_recipes([_with_underscores(one) for one in argv])
     try:
-        settings = parser.parse_args([_with_underscores(one) for one in argv])
+        settings = parser.parse_args(given)
     except (ArgumentError, TypeError, ValueError) as error:
         words = _words(argv, verbs)
-        print(
-            f"probe: {_usage(_one_line(error), verbs, words)} (see `{' '.join(['probe', *words, '--help'])}`)",
-            file=sys.stderr,
-        )
+        reason = _reason(error, given, verbs.get(" ".join(words)))
+        help_command = " ".join(["probe", *words, "--help"])
+        print(f"probe: {_usage(reason, verbs, words)} (see `{help_command}`)", file=sys.stderr)
         return 2
     chosen, path = settings, []
     while isinstance(name := chosen.get("subcommand"), str):
@@ -80,7 +82,10 @@ def _run(argv: list[str]) -> int:
     for extra in ("config", "subcommand"):
         options.pop(extra, None)
     as_json = options.pop("json")
-    report = verbs[" ".join(path)].function(**options)
+    verb = verbs[" ".join(path)]
+    report = verb.function(**_with_plan(verb, options))
+    if os.environ.get("RANK", "0") != "0":
+        return report.exit_code  # of several processes under torchrun the first one speaks
     if as_json:
         print(json.dumps(plain(report.data), ensure_ascii=True))
     else:
@@ -94,6 +99,15 @@ class _Verb:
 
     function: Callable[..., Any]
     parser: Any
+
+    def plan(self) -> Any:
+        """The dataclass whose fields are options of their own, where the function takes one as `plan`; else ``None``."""
+        return get_type_hints(self.function).get("plan")
+
+    def kind(self, key: str) -> Any:
+        """The type of an option or argument."""
+        hints = get_type_hints(self.function)
+        return (get_type_hints(hints["plan"]) if "plan" in hints else hints).get(key, hints.get(key))
 
     def options(self) -> list[str]:
         """Its options as they are typed."""
@@ -157,15 +171,51 @@ def _arguments(kind: Any, function: Callable[..., Any]) -> Any:
     parser = kind(exit_on_error=False, description=_summary(function))
     several = [key for key, annotation in function.__annotations__.items() if annotation == "Sequence[str]"]
     listed = [key for key, annotation in function.__annotations__.items() if annotation == "list[str]"]
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*several, *listed})
+    switches = [key for key, annotation in function.__annotations__.items() if annotation == "bool"]
+    planned = {"plan"} & function.__annotations__.keys()
+    own = {*several, *listed, *switches, *planned}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=own)
     described = {one.arg_name: one.description for one in parse(function.__doc__ or "", DocstringStyle.NUMPYDOC).params}
     for key in listed:
         parser.add_argument(key, nargs="+", help=described.get(key))
     for key in several:
         help_text = f"{described.get(key)} May be given several times."
         parser.add_argument(f"--{key}", action="append", default=[], help=help_text)
+    for key in switches:
+        parser.add_argument(f"--{key}", action="store_true", help=described.get(key))
     parser.add_argument("--json", action="store_true", help="Print the same numbers as one line of JSON.")
+    if planned:
+        _add_plan(parser, get_type_hints(function)["plan"])
     return parser
+
+
+def _add_plan(parser: Any, plan: Any) -> None:
+    """Options for every field of a plan, and one for a YAML file of them, which single options come before."""
+    from probe.training.recipes import RECIPES
+
+    shipped = ", ".join(RECIPES)
+    parser.add_argument(
+        "--config", action="config", help=f"YAML file with any of these settings, or a recipe: {shipped}."
+    )
+    parser.add_class_arguments(plan, None, as_group=False)
+
+
+def _with_plan(verb: _Verb, options: dict[str, Any]) -> dict[str, Any]:
+    """The same options, those that are a plan's as one."""
+    if (plan := verb.plan()) is None:
+        return options
+    own = {one.name for one in fields(plan)}
+    given = {name: options.pop(name) for name in list(options) if name in own}
+    return options | {"plan": plan(**given)}
+
+
+def _with_recipes(argv: list[str]) -> list[str]:
+    """``--config llava-stage-1`` as the file of that recipe."""
+    from probe.training.recipes import recipe_file
+
+    # In two words, however it was typed.
+    apart = [part for one in argv for part in (one.split("=", 1) if one.startswith("--config=") else [one])]
+    return [recipe_file(one) if before == "--config" else one for before, one in zip(["", *apart], apart, strict=False)]
 
 
 def _with_underscores(argument: str) -> str:
@@ -181,6 +231,23 @@ def _words(argv: list[str], verbs: dict[str, _Verb]) -> list[str]:
         if any(path.split()[:length] == meant for path in verbs):
             return meant
     return []
+
+
+def _reason(error: Exception, argv: list[str], verb: _Verb | None) -> str:
+    """What was wrong, as a line; the library loses the name of an unknown setting of a YAML file where commands have commands."""
+    text = _one_line(error)
+    if verb is None or verb.plan() is None or not isinstance(error.__cause__, KeyError):
+        return text
+    import yaml
+
+    known = [one.removeprefix("--").replace("-", "_") for one in verb.options()]
+    for before, name in itertools.pairwise(argv):
+        if before == "--config" and Path(name).is_file():
+            settings = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+            unknown = [str(one) for one in settings if str(one) not in known] if isinstance(settings, dict) else []
+            if unknown:
+                return f"{name} has a setting {unknown[0]!r}, which does not exist.{did_you_mean(unknown[0], known)}"
+    return text
 
 
 def _usage(text: str, verbs: dict[str, _Verb], words: list[str]) -> str:
@@ -204,6 +271,8 @@ def _usage(text: str, verbs: dict[str, _Verb], words: list[str]) -> str:
             if first.startswith("-")
             else (f"The argument {first!r} is one too many; a text of several words needs quotation marks.")
         )
+    if found := re.match(r'Parser key "config": (.*)', text):
+        return f"--config: {found[1]}"
     if found := re.match(r"the following arguments are required: (.*)", text):
         return f"Missing: {', '.join(one.split('.')[-1].upper() for one in found[1].split(', '))}."
     if verb and (
@@ -215,7 +284,7 @@ def _usage(text: str, verbs: dict[str, _Verb], words: list[str]) -> str:
 
 
 def _wrong_value(verb: _Verb, key: str, value: str) -> str:
-    kind = get_type_hints(verb.function).get(key)
+    kind = verb.kind(key)
     option = f"--{key.replace('_', '-')}"
     name = option if option in verb.options() else key.upper()
     # An option that may be left out is a choice, or nothing.
@@ -223,7 +292,9 @@ def _wrong_value(verb: _Verb, key: str, value: str) -> str:
     if literals:
         choices = [str(one) for one in get_args(literals[0])]
         return f"{name} takes {' or '.join(map(repr, choices))}, found {value!r}.{did_you_mean(value, choices)}"
-    return f"{name} takes {'a whole number' if int in (kind, *get_args(kind)) else 'text'}, found {value!r}."
+    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+    wanted = next((words for one, words in kinds.items() if one in (kind, *get_args(kind))), "text")
+    return f"{name} takes {wanted}, found {value!r}."
 
 
 def _summary(function: Callable[..., Any]) -> str:

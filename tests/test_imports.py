@@ -47,6 +47,15 @@ FORBIDDEN = {
         "probe.evaluation",
         "probe.models",
     ),
+    "probe.training": (
+        "probe.capture",
+        "probe.analysis",
+        "probe.runs",
+        "probe.plots",
+        "probe.models",
+        "probe.families",
+        "probe.commands",
+    ),
     "probe.families": ("probe.capture", "probe.runs", "probe.analysis", "probe.plots", "transformers", "torch"),
     "probe.capture": ("probe.runs", "probe.analysis", "probe.plots", "probe.lab", "probe.commands"),
 }

@@ -13,6 +13,7 @@ from probe.commands.lab import lab_scenes, lab_train
 from probe.commands.recording import record
 from probe.commands.scoring import score
 from probe.commands.segmenting import segment
+from probe.commands.training import train_difflmm, train_llava
 from probe.reports import Report
 
 __all__ = ["LAB_VERBS", "TRAIN_VERBS", "VERBS"]
@@ -28,4 +29,8 @@ VERBS: dict[str, Callable[..., Report]] = {
     "check": check,
 }
 LAB_VERBS: dict[str, Callable[..., Report]] = {"train": lab_train, "scenes": lab_scenes}
-TRAIN_VERBS: dict[str, Callable[..., Report]] = {"convert-difflmm": convert_difflmm}
+TRAIN_VERBS: dict[str, Callable[..., Report]] = {
+    "llava": train_llava,
+    "difflmm": train_difflmm,
+    "convert-difflmm": convert_difflmm,
+}

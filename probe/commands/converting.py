@@ -11,7 +11,7 @@ from typing import Literal
 
 from probe.reports import Report
 
-__all__ = ["convert_difflmm"]
+__all__ = ["convert_difflmm", "quiet"]
 
 
 def convert_difflmm(
@@ -45,13 +45,13 @@ def convert_difflmm(
     settings = dict(locals())
     from probe.difflmm.conversion import convert
 
-    with _quiet():
+    with quiet():
         folder = convert(adapter, base, out, clip=clip, diffusion=diffusion, dtype=dtype)
     return Report({"out": str(folder), "settings": settings}, [f"model        {folder}"])
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Nothing but progress on a terminal: what the libraries log while loading comes as one line if it matters."""
     import diffusers  # noqa: F401 - its first import sets its logger's level
     from transformers.utils import logging as library

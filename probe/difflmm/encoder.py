@@ -102,7 +102,9 @@ class DiffusionTower(nn.Module):
     def _moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the VAE's posterior, scaled as the U-Net expects; never in less than single precision."""
         kind = next(self.vae.parameters()).dtype
-        posterior = self.vae.encode(pixels.to(kind)).latent_dist
+        # Training computes in half precision wherever it may, which the VAE's own number type would not stop.
+        with torch.autocast(pixels.device.type, enabled=False):
+            posterior = self.vae.encode(pixels.to(kind)).latent_dist
         precise = torch.promote_types(kind, torch.float32)
         shift = self.vae.config.get("shift_factor") or 0.0
         factor = self.vae.config.scaling_factor

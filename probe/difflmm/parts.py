@@ -16,7 +16,16 @@ from probe.difflmm.encoder import cut_unet, cut_vae
 from probe.difflmm.model import DiffLMMForConditionalGeneration
 from probe.errors import ModelError
 
-__all__ = ["DiffusionParts", "add_image_token", "combine", "load_clip", "load_diffusion", "load_language_model"]
+__all__ = [
+    "DiffusionParts",
+    "add_image_token",
+    "combine",
+    "load_clip",
+    "load_diffusion",
+    "load_language_model",
+    "loading",
+    "make_new",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +55,7 @@ def load_language_model(name: str, *, dtype: str = "auto") -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _typed("The base language model", name):
+    with loading("The base language model", name):
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
 
 
@@ -60,7 +69,7 @@ def load_clip(name: str) -> Any:
     """
     from transformers import CLIPVisionModel
 
-    with _typed("CLIP", name):
+    with loading("CLIP", name):
         model, found = CLIPVisionModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         if found["missing_keys"]:
             raise ModelError(f"its checkpoint has no {sorted(found['missing_keys'])[0]!r}")
@@ -79,7 +88,7 @@ def load_diffusion(name: str) -> DiffusionParts:
 
     # Without this the library takes pickles where there are no safetensors.
     options = {"torch_dtype": torch.float32, "use_safetensors": True}
-    with _typed("Stable Diffusion", name):
+    with loading("Stable Diffusion", name):
         unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", **options)
         vae = AutoencoderKL.from_pretrained(name, subfolder="vae", **options)
         schedule = dict(DDIMScheduler.from_pretrained(name, subfolder="scheduler").config)
@@ -166,13 +175,13 @@ def combine(
     # Not through diffusers' own `to`, which warns of modules to be kept in single precision, of which there are none.
     inner.diffusion_tower.unet = nn.Module.to(cut_unet(diffusion.unet, denoising.block), kind)
     inner.diffusion_tower.vae = cut_vae(diffusion.vae)
-    _make_new(model, (inner.diffusion_tower.caption, inner.multi_modal_projector), kind, seed)
+    make_new(model, (inner.diffusion_tower.caption, inner.multi_modal_projector), kind, seed)
     inner.freeze()
     model.generation_config = language_model.generation_config
     return model.eval()
 
 
-def _make_new(model: Any, modules: tuple[Any, ...], kind: torch.dtype, seed: int) -> None:
+def make_new(model: Any, modules: tuple[Any, ...], kind: torch.dtype, seed: int) -> None:
     """Give modules that were made on the meta device random weights of a number type."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -190,7 +199,7 @@ def _caption_width(unet: Any) -> int:
 
 
 @contextmanager
-def _typed(what: str, name: str) -> Iterator[None]:
+def loading(what: str, name: str) -> Iterator[None]:
     """Turn whatever a library raises while loading into one line that says which part could not be had."""
     try:
         yield

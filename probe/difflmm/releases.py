@@ -170,9 +170,7 @@ def lora_class() -> Any:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise ModelError(
-            'Merging a LoRA needs the library peft; install it with pip install "groundprobe[train]".'
-        ) from error
+        raise ModelError('A LoRA needs the library peft; install it with pip install "groundprobe[train]".') from error
     return LoraConfig
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from probe.errors import FileError, InputError
 
-__all__ = ["JsonRecord", "read_json", "records_in"]
+__all__ = ["JsonRecord", "read_json", "read_value", "records_in", "shown"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,22 @@ def read_json(path: Path) -> dict[str, Any]:
     InputError
         What it holds is not UTF-8, not JSON, nested too deeply, has NaN in it, or is not an object.
     """
+    content = read_value(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{str(path)!r} holds {shown(content)}; a JSON object with named lists is needed")
+    return content
+
+
+def read_value(path: Path) -> Any:
+    """Whatever a JSON file holds.
+
+    Raises
+    ------
+    FileError
+        The file cannot be opened, or is no ordinary file.
+    InputError
+        What it holds is not UTF-8, not JSON, nested too deeply, or has NaN in it.
+    """
     name = repr(str(path))
     try:
         # Looked at before it is opened: opening a FIFO waits for a writer.
@@ -114,16 +130,13 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise FileError(f"{name} cannot be read: {error.strerror or error}") from error
     try:
-        content = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except RecursionError as error:
         raise InputError(f"{name} is nested too deeply to be a data set") from error
     except ValueError as error:
         raise InputError(f"{name} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{name} holds {shown(content)}; a JSON object with named lists is needed")
-    return content
 
 
 def records_in(path: Path, content: dict[str, Any], key: str, kind: str) -> Iterator[JsonRecord]:

@@ -26,7 +26,7 @@ from transformers import (
 from probe.errors import InputError
 from probe.lab.storage import without_progress_bars
 
-__all__ = ["Course", "OnSnapshot", "OnStep", "fit", "read_curve", "snapshot_steps"]
+__all__ = ["Course", "OnSnapshot", "OnStep", "fit", "newest", "read_curve", "save_curve", "snapshot_steps"]
 
 OnSnapshot = Callable[[int, Any, Any, float], None]
 OnStep = Callable[[int, float], None]
@@ -106,7 +106,7 @@ def fit(
     out = Path(out)
     if _prepare(out, plan, resume=resume):
         return out
-    checkpoint, done = _newest(out / "checkpoints")
+    checkpoint, done = newest(out / "checkpoints")
     set_seed(course.seed)
     model, processor = make()
     callbacks = _Callbacks(course, processor, export, on_snapshot, on_step)
@@ -122,14 +122,14 @@ def fit(
     trainer.remove_callback(PrinterCallback)  # it prints a dictionary every few steps
     with without_progress_bars():
         trainer.train(resume_from_checkpoint=checkpoint)
-    _save_curve(out / "loss.csv", trainer.state.log_history, course.measures)
+    save_curve(out / "loss.csv", trainer.state.log_history, course.measures)
     save(model.eval(), processor)
     (out / RECORD).write_text(json.dumps(plan | {"finished": True}, indent=2) + "\n")
     shutil.rmtree(out / "checkpoints")
     return out
 
 
-def _newest(checkpoints: Path) -> tuple[str | None, int]:
+def newest(checkpoints: Path) -> tuple[str | None, int]:
     """The newest whole checkpoint and its step; None and 0 when there is none."""
     for step in sorted((int(path.name.split("-")[1]) for path in checkpoints.glob("checkpoint-*")), reverse=True):
         place = checkpoints / f"checkpoint-{step}"
@@ -267,7 +267,7 @@ def read_curve(path: str | Path) -> list[dict[str, Any]]:
         ]
 
 
-def _save_curve(path: Path, history: list[dict[str, float]], measures: tuple[str, ...]) -> None:
+def save_curve(path: Path, history: list[dict[str, float]], measures: tuple[str, ...] = ()) -> None:
     """Nothing; writes the loss and the measures, each averaged over the steps since the row before, and the step sizes."""
     columns = ("step", "loss", *measures, "learning_rate", "grad_norm")
     with path.open("w", newline="") as file:

@@ -49,4 +49,4 @@ def test_bad_input_is_one_line(refused, release, tmp_path):
     line = refused(*others, "--clip", release["base"], writes=False)
     assert line.startswith(f"CLIP could not be loaded from '{release['base']}'")
     line = refused("train", "convert-diffllm", writes=False)
-    assert "Did you mean 'convert-difflmm'?" in line
+    assert "Did you mean 'convert-difflmm'" in line
