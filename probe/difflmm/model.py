@@ -169,7 +169,11 @@ class DiffLMMModel(DiffLMMPreTrainedModel, LlavaModel):
         mask = self.get_placeholder_mask(input_ids, inputs_embeds=inputs_embeds, image_features=tokens)
         output = super().forward(inputs_embeds=inputs_embeds.masked_scatter(mask, tokens), **kwargs)
         if not isinstance(output, tuple):
-            output.image_hidden_states = tokens
+            # Since 5.24 outputs hold what the image encoder gave, and the visual tokens are read from that.
+            if hasattr(output, "image_outputs"):
+                output.image_outputs = found
+            else:
+                output.image_hidden_states = tokens
         return output
 
     def _require_placeholders(self, ids: Tensor | None, pictures: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -61,8 +63,17 @@ def test_visual_tokens_and_logits_are_those_of_a_plain_writing(made):
         embeds[0, place : place + 64] = tokens
         language = model.model.language_model(inputs_embeds=embeds).last_hidden_state
         expected = language @ model.lm_head.weight.T
-    torch.testing.assert_close(found.image_hidden_states, tokens, rtol=0, atol=1e-4 * float(tokens.abs().max()))
+    seen = found.image_hidden_states
+    seen = (
+        torch.cat(seen) if isinstance(seen, list) else seen
+    )  # a tensor until 5.23, a list of one a picture since then
+    torch.testing.assert_close(seen, tokens, rtol=0, atol=1e-4 * float(tokens.abs().max()))
     torch.testing.assert_close(found.logits, expected, rtol=0, atol=1e-3)
+
+
+def realigned(model):
+    """A copy whose weights start where the allocator puts them: loaded ones lie in the file, and kernels round by alignment."""
+    return copy.deepcopy(model)
 
 
 def test_a_saved_model_is_the_same_to_the_bit(made, tmp_path):
@@ -76,7 +87,7 @@ def test_a_saved_model_is_the_same_to_the_bit(made, tmp_path):
     inputs = inputs_of(processor, picture())
     others = inputs_of(AutoProcessor.from_pretrained(tmp_path), picture())
     with torch.no_grad():
-        assert torch.equal(again(**others).logits, model(**inputs).logits)
+        assert torch.equal(realigned(again)(**others).logits, model(**inputs).logits)
     assert not again.training
     inner = AutoModel.from_pretrained(tmp_path)
     assert type(inner) is DiffLMMModel
@@ -178,7 +189,7 @@ def test_tied_embeddings_stay_tied(tmp_path):
     assert again.lm_head.weight is again.get_input_embeddings().weight
     with torch.no_grad():
         inputs = inputs_of(processor, picture())
-        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+        assert torch.equal(realigned(again)(**inputs).logits, model(**inputs).logits)
 
 
 def test_placeholders_that_do_not_match_the_pictures_are_refused_before_any_compute(made, monkeypatch):
