@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARITY",
+    "Answer",
     "CheckReport",
     "CheckResult",
     "Question",
@@ -32,17 +33,20 @@ __all__ = [
 #: recorder: the library's eager attention keeps scores in that type, and takes its softmax in float32 also for float64.
 PARITY = {torch.float64: 1e-6, torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-Question = Callable[[], tuple[bool, str, str]]
+#: Whether it passed, what was found and what is allowed, in words, and what was found as a number where it is one.
+Answer = tuple[bool, str, str] | tuple[bool, str, str, float]
+Question = Callable[[], Answer]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One question about a model: what was found, and what is allowed."""
+    """One question about a model: what was found, and what is allowed; and the number that was found, where it is one."""
 
     name: str
     passed: bool
     found: str
     allowed: str
+    number: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,11 @@ def _plain_configuration(part: nn.Module) -> Any:
     return config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else str(config)
 
 
-def restored(before: dict[str, Any], after: dict[str, Any]) -> tuple[bool, str, str]:
+def restored(before: dict[str, Any], after: dict[str, Any]) -> Answer:
     """Whether the recordings between two states left the model as it was."""
     changed = [name for name in before if before[name] != after[name]]
-    return not changed, f"changed: {', '.join(changed)}" if changed else "nothing changed", "nothing changed"
+    found = f"changed: {', '.join(changed)}" if changed else "nothing changed"
+    return not changed, found, "nothing changed", len(changed)
 
 
 def smooth_picture() -> Any:

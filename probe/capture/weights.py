@@ -111,7 +111,7 @@ def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
 def _require_understood(module: nn.Module, call: AttentionCall) -> None:
     if call.query.shape[0] != 1:
         raise CaptureError(
-            f"A batch of {call.query.shape[0]} sequences was given; one sequence at a time can be recorded. Batches come later."
+            f"A batch of {call.query.shape[0]} sequences was given; the rows of one sequence at a time can be computed."
         )
     dropout = call.options.get("dropout") or 0.0
     if dropout > 0:

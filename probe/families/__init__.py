@@ -9,13 +9,38 @@ from probe.errors import ModelError, did_you_mean
 from probe.families.base import Family
 from probe.families.clip import CLIP
 from probe.families.difflmm import DIFFLMM
+from probe.families.gemma3 import GEMMA3
+from probe.families.idefics3 import IDEFICS3, SMOLVLM
+from probe.families.internvl import INTERNVL
 from probe.families.llava import LLAVA
+from probe.families.llava_next import LLAVA_NEXT
+from probe.families.llava_onevision import LLAVA_ONEVISION
+from probe.families.mistral3 import MISTRAL3
+from probe.families.paligemma import PALIGEMMA
+from probe.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from probe.families.siglip import SIGLIP
 from probe.families.stable_diffusion import STABLE_DIFFUSION
 
 __all__ = ["FAMILIES", "Family", "family_of", "matches"]
 
-FAMILIES: tuple[Family, ...] = (LLAVA, DIFFLMM, CLIP, SIGLIP, STABLE_DIFFUSION)
+FAMILIES: tuple[Family, ...] = (
+    LLAVA,
+    LLAVA_NEXT,
+    LLAVA_ONEVISION,
+    QWEN2_VL,
+    QWEN2_5_VL,
+    QWEN3_VL,
+    INTERNVL,
+    PALIGEMMA,
+    GEMMA3,
+    IDEFICS3,
+    SMOLVLM,
+    MISTRAL3,
+    DIFFLMM,
+    CLIP,
+    SIGLIP,
+    STABLE_DIFFUSION,
+)
 
 
 def matches(thing: Any, patterns: tuple[str, ...]) -> bool:
