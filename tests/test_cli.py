@@ -62,7 +62,7 @@ def test_a_folder_and_an_empty_file_as_image(refused, tmp_path):
 
 @pytest.mark.parametrize("command", ["record", "score", "check"])
 def test_a_model_that_sees_no_images_or_is_of_another_family(refused, photo, tmp_path, command):
-    for kind, expected in (("llama", "is not a vision-language model"), ("paligemma", "known families: llava")):
+    for kind, expected in (("llama", "is not a vision-language model"), ("florence2", "known families: llava")):
         folder = tmp_path / kind
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
@@ -182,7 +182,7 @@ def test_a_negative_seed_and_no_new_tokens(refused, photo):
             ["lab", "train", "lava"],
             "ORGANISM takes 'llava' or 'clip' or 'diffusion' or 'twins', found 'lava'. Did you mean 'llava'?",
         ),
-        (["check"], "Missing: MODEL."),
+        (["check"], "Give one of these: a MODEL, --family NAME for a tiny random model of it, or --all."),
     ],
 )  # fmt: skip
 def test_what_is_typed_wrongly_is_said_in_the_words_that_were_typed(refused, argv, line):

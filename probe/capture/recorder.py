@@ -304,7 +304,7 @@ class Recorder(Recording):
             return 0
         layers = getattr(self._cache, "layers", ())
         number = getattr(module, "layer_idx", None)
-        layer = layers[number] if isinstance(number, int) and number < len(layers) else None
+        layer: Any = layers[number] if isinstance(number, int) and number < len(layers) else None
         # This one keeps the last positions of all in their order; others turn theirs round, or say nothing of it.
         in_order = type(layer).__name__ == "DynamicSlidingWindowLayer" and layer.cumulative_length == total
         if queries != self._length or not in_order or keys != min(total, layer.sliding_window - 1 + queries):

@@ -34,8 +34,8 @@ def paint_views(subject: Subject, picture: Any) -> Answer:
     """Paint one cell's box in the original image: of all tokens of its view, does the one that the grid names move most?
 
     How far each moves is a share of how far it moves when the whole image is painted. The tokens are the model's own, in the order
-    in which it puts them into the sequence; meanwhile its vision tower's attention gives out nothing, so that each token is about its
-    own pixels alone. Where features were shrunk to a coarser grid a neighbour of the named token may move as much.
+    in which it puts them into the sequence; meanwhile its vision tower's attention gives out nothing, so that each token is about
+    its own pixels alone. Where features were shrunk to a coarser grid a neighbour of the named token may move as much.
     """
     picture = _enlarged(subject, picture)
     pixels, generator = np.asarray(picture), np.random.default_rng(0)

@@ -21,9 +21,9 @@ class Family:
     models : class names of the models themselves.
     attention : class names of the attention modules of the language model, of the image encoder, or of the U-Net.
     image_tokens : how patches reach the sequence, each as one ``config.image_token_id``. "placeholder": an image, row by row, of
-        one size or of its own (``image_sizes``). "grid_thw": of its own size in patches (``image_grid_thw``). "anyres": a thumbnail,
-        then tiles put together, freed of padding, with a newline behind every row. "tiles": tile by tile, a thumbnail behind them.
-        "none": there is no sequence that text and patches share.
+        one size or of its own (``image_sizes``). "grid_thw": of its own size in patches (``image_grid_thw``). "anyres": a
+        thumbnail, then tiles put together, freed of padding, a newline behind every row. "tiles": tile by tile, a thumbnail behind
+        them. "none": there is no sequence that text and patches share.
     class_token : True if the vision tower has a class token in front, which the feature selection may keep or drop.
     image_processors : class names of the image processors whose geometry is known to be resize, pad and centre crop.
     merge : the field of the configuration that says how many patches a side become one image token, or by which ratio the grid
