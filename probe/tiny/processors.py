@@ -45,7 +45,9 @@ class ExpandingProcessor:
             messages, chat_template=self.chat_template, tokenize=False, **options
         ).replace("<image>", self.image_token)
 
-    def __call__(self, *, images: Any = None, text: Any = None, return_tensors: str = "pt", **options: Any) -> Any:
+    def __call__(
+        self, *, images: Any = None, text: Any = None, return_tensors: str = "pt", padding: bool = True, **options: Any
+    ) -> Any:
         """Token ids and pictures of one text or of several, padded on the left."""
         from transformers import BatchFeature
 
@@ -54,7 +56,7 @@ class ExpandingProcessor:
         numbers = iter(range(10**6))
         mark = re.escape(self.image_token)
         expanded = [re.sub(mark, lambda _: self._expand(made, next(numbers)), one) for one in texts]
-        found = dict(self.tokenizer(expanded, return_tensors=return_tensors, padding=True, **options))
+        found = dict(self.tokenizer(expanded, return_tensors=return_tensors, padding=padding, **options))
         found.pop("token_type_ids", None)
         if self._typed:
             token = self.tokenizer.convert_tokens_to_ids(self.image_token)
