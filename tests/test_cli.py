@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -329,3 +330,47 @@ def test_a_failing_check_ends_with_1_and_names_the_question(shell, monkeypatch):
     assert code == 1
     assert json.loads(printed)["passed"] is False
     assert [one["name"] for one in json.loads(printed)["results"] if not one["passed"]] == ["bit-identical output"]
+
+
+def test_a_family_is_checked_on_a_tiny_model(shell, refused):
+    code, printed, _ = shell("check", "--family", "llava_next", "--json")
+    found = json.loads(printed)
+    assert code == 0
+    assert found["passed"] is True
+    [family] = found["families"]
+    assert list(family) == [
+        "name", "parity", "parity_float64", "certificate", "state_differences", "geometry_wrong_cells", "passed", "why",
+    ]  # fmt: skip
+    assert family["parity"] <= 1e-6
+    assert family["parity_float64"] <= 1e-12
+    assert family["certificate"] <= 1e-5
+    assert (family["state_differences"], family["geometry_wrong_cells"], family["why"]) == (0, 0, None)
+    code, printed, _ = shell("check", "--family", "llava_next")
+    assert code == 0
+    assert printed.count("ok ") == 7
+    assert "Did you mean 'llava_next'" in refused("check", "--family", "llava_nex", writes=False)
+    assert refused("check", "lab/llava", "--all", writes=False).startswith("Give one of these")
+    assert "for a MODEL of your own" in refused("check", "--all", "--dtype", "float32", writes=False)
+
+
+def test_all_families_are_checked_and_one_that_fails_is_named(shell, monkeypatch):
+    from probe import family_checks, tiny
+
+    kept = {name: tiny.TINY[name] for name in ("llava", "clip")}
+    monkeypatch.setattr(tiny, "TINY", kept)
+    real = family_checks.check_family
+
+    def failing(name):
+        found = real(name)
+        return replace(found, passed=False, why="planted") if name == "clip" else found
+
+    monkeypatch.setattr(family_checks, "check_family", failing)
+    code, printed, _ = shell("check", "--all", "--json")
+    assert code == 1
+    assert [(one["name"], one["passed"]) for one in json.loads(printed)["families"]] == [
+        ("llava", True),
+        ("clip", False),
+    ]
+    code, printed, _ = shell("check", "--all")
+    assert code == 1
+    assert any("FAILED" in line and "clip" in line and "planted" in line for line in printed.splitlines())

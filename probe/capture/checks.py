@@ -24,6 +24,7 @@ from probe.capture.questions import (
     model_state,
     restored,
     smooth_picture,
+    without_warnings,
 )
 from probe.capture.recorder import Recorder, record
 from probe.capture.view_painting import paint_views
@@ -134,7 +135,8 @@ def _eager_parity(subject: Subject, picture: Any, ids: list[int]) -> Answer:
         plain = model(**inputs, use_cache=False).logits
     try:
         model.set_attn_implementation({"text_config": "eager"})
-        with torch.inference_mode(), Recorder(model, subject.processor, answer_start=start, verify="off") as recorder:
+        watched = Recorder(model, subject.processor, answer_start=start, verify="off")
+        with torch.inference_mode(), without_warnings(), watched as recorder:
             output = model(**inputs, use_cache=False, output_attentions=True)
     finally:
         model.set_attn_implementation({"text_config": used})

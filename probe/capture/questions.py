@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "model_state",
     "restored",
     "smooth_picture",
+    "without_warnings",
 ]
 
 #: Largest difference of one attention weight from an eager reference, by the model's number type. The reference rounds, not the
@@ -109,6 +111,19 @@ def restored(before: dict[str, Any], after: dict[str, Any]) -> Answer:
     changed = [name for name in before if before[name] != after[name]]
     found = f"changed: {', '.join(changed)}" if changed else "nothing changed"
     return not changed, found, "nothing changed", len(changed)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """The library says nothing but errors: it warns of kernels without weights, where only some parts were to give weights."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def smooth_picture() -> Any:

@@ -43,6 +43,14 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+#: ``model_type`` of what is refused for a reason of its own.
+_REFUSED = {
+    "mllama": "its text reads the picture through cross-attention layers of its own, whose keys are not in the sequence",
+    "blip-2": "its language model sees query tokens that have no patch grid; the patches are read by the Q-Former alone",
+    "instructblip": "its language model sees query tokens that have no patch grid; the patches are read by the Q-Former alone",
+}
+
+
 def matches(thing: Any, patterns: tuple[str, ...]) -> bool:
     """True if the class of ``thing``, or a class that it inherits from, fits one of the shell patterns."""
     names = [kind.__name__ for kind in type(thing).__mro__]
@@ -78,6 +86,8 @@ def _unknown(name: str, model_type: Any, config: Any) -> str:
             f"{name} (model_type {model_type!r}) is not a vision-language model: its configuration has no vision part, and it is "
             f"no image encoder or diffusion pipeline that is known. Families that can be recorded: {known}."
         )
+    if model_type in _REFUSED:
+        return f"{name} (model_type {model_type!r}) cannot be recorded yet: {_REFUSED[model_type]}. Known families: {known}."
     types = [one for family in FAMILIES for one in family.model_types]
     return (
         f"{name} (model_type {model_type!r}) is of a family that cannot be recorded yet; known families: {known}."

@@ -54,7 +54,7 @@ def test_a_batch_is_as_its_singles(name):
             torch.testing.assert_close(one.rest, other.rest, atol=1e-5, rtol=0)
             total = one.values.double().sum((-1, -2)) + one.rest.double().sum(-1)
             assert float((total - 1).abs().max()) < 1e-5
-    with pytest.raises((InputError, CaptureError), match="is not the one that the model saw|saw a picture of"):
+    with pytest.raises((InputError, CaptureError), match=r"is not the one that the model saw|saw a picture of"):
         recorder.result(0, image=shown[1])
 
 
@@ -69,7 +69,7 @@ def test_several_images_keep_their_order(name):
     assert names == ["image 0", "image 1"]
     for number, size in enumerate([(60, 90), (90, 50)]):
         assert record.select(view=f"image {number}").layers[0].grid.image_size == size
-    with pytest.raises((InputError, CaptureError), match="is not the one that the model saw|saw a picture"):
+    with pytest.raises((InputError, CaptureError), match=r"is not the one that the model saw|saw a picture"):
         recorder.result(image=shown[::-1])
     with pytest.raises(InputError, match="give all images of this sequence as a list"):
         recorder.result(image=shown[0])
