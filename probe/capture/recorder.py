@@ -19,7 +19,7 @@ from probe.capture.recordings import Recording
 from probe.capture.reduce import answer_tokens
 from probe.capture.sequence import Sequence, end_tokens, prompts_of, require_followed, require_same_cache
 from probe.capture.taps import AttentionCall, edits_of, watch_registry
-from probe.capture.tracks import Track
+from probe.capture.tracks import Track, dropped_positions
 from probe.errors import CaptureError, InputError
 from probe.families import family_of
 from probe.layout import Indices, resolve_indices
@@ -234,7 +234,12 @@ class Recorder(Recording):
             return
         self._generating = False
         if output is not None:
-            for track, ids in zip(self.tracks, getattr(output, "sequences", output).tolist(), strict=True):
+            answers = getattr(output, "sequences", output).tolist()
+            if len(answers) != len(self.tracks):
+                raise CaptureError(
+                    f"generate gave out {len(answers)} sequences where {len(self.tracks)} were recorded."
+                )
+            for track, ids in zip(self.tracks, answers, strict=True):
                 track.give_out(ids, self._ends)
             self._state = "finished"
 
@@ -289,31 +294,15 @@ class Recorder(Recording):
                 f"{self.layers[module]} saw {call.query.shape[0]} sequences where {len(self.tracks)} were fed: they were packed "
                 "into one, or split, so rows cannot be matched to tokens."
             )
-        shift = self._dropped(module, call)
+        shift = dropped_positions(
+            self.layers[module], module, call, self._cache, fed=self._length, total=len(self.tracks[0].sequence.ids)
+        )
         self.kernel, self.dtype = call.kernel, call.query.dtype
         checked = self.verify
         if checked == "sample" and self._calls >= 4 and self._calls % 8:
             checked = "off"  # rows are checked in the first calls and in every 8th
         for number, track in enumerate(self.tracks):
             track.take(module, call.of(number), shift=shift, picked=checked)
-
-    def _dropped(self, module: nn.Module, call: AttentionCall) -> int:
-        """How many positions, counted from the first, are no longer among the keys of this call."""
-        queries, keys, total = call.query.shape[2], call.key.shape[2], len(self.tracks[0].sequence.ids)
-        if queries == self._length and keys >= total:
-            return 0
-        layers = getattr(self._cache, "layers", ())
-        number = getattr(module, "layer_idx", None)
-        layer: Any = layers[number] if isinstance(number, int) and number < len(layers) else None
-        # This one keeps the last positions of all in their order; others turn theirs round, or say nothing of it.
-        in_order = type(layer).__name__ == "DynamicSlidingWindowLayer" and layer.cumulative_length == total
-        if queries != self._length or not in_order or keys != min(total, layer.sliding_window - 1 + queries):
-            raise CaptureError(
-                f"{self.layers[module]} saw {queries} queries and {keys} keys where {self._length} and {total} were fed: its cache "
-                "drops or moves positions (a sliding window) in a way that is not known, so columns cannot be matched to patches; "
-                "generate with the default cache."
-            )
-        return total - keys
 
     # Helpers ------------------------------------------------------------------------------------------------------------
 
@@ -331,7 +320,7 @@ class Recorder(Recording):
         rows = mask.tolist() if isinstance(mask, Tensor) and mask.ndim == 2 else None
         token = image_token_id(self.model)
         # generate may encode the picture itself and pass on the result, so it is read where the user gave it.
-        given = {name: kwargs.get(name) for name in (*IMAGE_INPUTS, "pixel_values_videos")}
+        given = {name: _detached(kwargs.get(name)) for name in (*IMAGE_INPUTS, "pixel_values_videos")}
         found = units_of(self.model, self.family, given)
         for own, (number, prompt) in zip(
             allocate(found, [one.count(token) for one in prompts]), enumerate(prompts), strict=True
@@ -347,6 +336,10 @@ class Recorder(Recording):
             keep = frozenset(self.queries)
         count = None if self._generating else len(track.sequence.ids) - len(track.sequence.prompt)
         track.lay_out(self.queries, self.query_row, keep=keep, count=count)
+
+
+def _detached(given: Any) -> Any:
+    return given.detach() if isinstance(given, Tensor) else given
 
 
 def _require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

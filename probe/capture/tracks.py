@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,9 +13,10 @@ from probe.capture.reduce import Queries, RowStore
 from probe.capture.sequence import Sequence
 from probe.capture.taps import AttentionCall
 from probe.capture.weights import attention_rows, reproduction_error
+from probe.errors import CaptureError
 from probe.layout import Layout
 
-__all__ = ["Track"]
+__all__ = ["Track", "dropped_positions"]
 
 # At most this many rows of one layer are recomputed at a time, so that no (token x token) map is ever held.
 _ROWS_AT_ONCE = 64
@@ -128,6 +129,35 @@ class Track:
             self.checked_rows += len(chosen)
             if error > self.max_error:
                 self.max_error, self.worst = error, self.names[module]
+
+
+def dropped_positions(name: str, module: nn.Module, call: AttentionCall, cache: Any, *, fed: int, total: int) -> int:
+    """How many positions, counted from the first, are no longer among the keys of this call.
+
+    Parameters
+    ----------
+    name : of the module, for errors.
+    cache : the key cache of the pass, or ``None``.
+    fed, total : positions that were fed in this pass, and since the beginning.
+
+    Raises
+    ------
+    CaptureError
+        If keys are missing in a way that is not known.
+    """
+    queries, keys = call.query.shape[2], call.key.shape[2]
+    if queries == fed and keys >= total:
+        return 0
+    layers, number = getattr(cache, "layers", ()), getattr(module, "layer_idx", None)
+    layer: Any = layers[number] if isinstance(number, int) and number < len(layers) else None
+    # This one keeps the last positions of all in their order; others turn theirs round, or say nothing of it.
+    in_order = type(layer).__name__ == "DynamicSlidingWindowLayer" and layer.cumulative_length == total
+    if queries != fed or not in_order or keys != min(total, layer.sliding_window - 1 + queries):
+        raise CaptureError(
+            f"{name} saw {queries} queries and {keys} keys where {fed} and {total} were fed: its cache drops or moves positions (a "
+            "sliding window) in a way that is not known, so columns cannot be matched to patches; generate with the default cache."
+        )
+    return total - keys
 
 
 def _chosen(count: int, picked: str) -> list[int]:

@@ -59,14 +59,17 @@ def views_of(
                 f"{family.name!r} ({', '.join(family.image_processors)}); use the model's own processor."
             )
         listed = list(images) if isinstance(images, (list, tuple)) else [images]
-        left, first = list(units), 0
+        left, first, used = list(units), 0, 0
         for number, one in enumerate(listed):
+            if not left:
+                break
             picture = read_image(one)
             own, parts = _identified(left, picture, model, images_processor, family, number)
             made += [(part, preparation, first) for part, preparation in parts]
             first += sum(unit.count for unit in own)
             left = left[len(own) :]
-        if left or not listed:
+            used += 1
+        if left or not listed or used < len(listed):
             raise InputError(
                 f"result() was given {len(listed)} image(s), but the model saw {len(units)} picture(s), tiles counted singly; give "
                 "all images of this sequence as a list, in the order of the prompt."
@@ -127,6 +130,11 @@ def _identified(
         problem = problem or difference
         if difference is None:
             own = list(left[: len(again)])
+            if len(own) != 1 and family.image_tokens != "tiles":
+                raise CaptureError(
+                    f"{type(images).__name__} makes {len(own)} pictures of image {number} (crops of it: pan and scan), which is "
+                    "not understood; set do_pan_and_scan=False."
+                )
             if family.image_tokens == "tiles":
                 return own, _arranged(own, size, images, outputs)
             if family.image_tokens == "placeholder" and "image_sizes" not in outputs:

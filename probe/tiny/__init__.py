@@ -34,6 +34,13 @@ def _siglip() -> Subject:
     return tiny_siglip()
 
 
+def _difflmm() -> Subject:
+    from probe.models import load_model
+    from probe.tiny.difflmm import tiny_difflmm
+
+    return load_model(*tiny_difflmm())
+
+
 def _stable_diffusion() -> Subject:
     from probe.models import load_model
     from probe.tiny.pipelines import tiny_sd
@@ -67,6 +74,7 @@ TINY: dict[str, Callable[[], Subject]] = {
     "idefics3": _tiled("idefics3"),
     "smolvlm": _tiled("smolvlm"),
     "mistral3": _tiled("mistral3"),
+    "difflmm": _difflmm,
     "clip": _clip,
     "siglip": _siglip,
     "stable_diffusion": _stable_diffusion,

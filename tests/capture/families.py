@@ -9,12 +9,11 @@ from PIL import Image
 
 from probe.families import FAMILIES
 from probe.models import Subject
-from probe.tiny import TINY
 
 __all__ = ["LANGUAGE", "batch_of", "views"]
 
-#: Families of language models with a tiny model here; DiffLMM's stands with its own tests.
-LANGUAGE = [family.name for family in FAMILIES if family.kind == "language model" and family.name in TINY]
+#: Families of language models; DiffLMM has tests of its own.
+LANGUAGE = [family.name for family in FAMILIES if family.kind == "language model" and family.name != "difflmm"]
 _NESTED = ("idefics3", "smolvlm", "gemma3")
 
 
