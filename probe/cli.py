@@ -158,9 +158,12 @@ def _arguments(kind: Any, function: Callable[..., Any]) -> Any:
     several = [key for key, annotation in function.__annotations__.items() if annotation == "Sequence[str]"]
     listed = [key for key, annotation in function.__annotations__.items() if annotation == "list[str]"]
     optional = [key for key, annotation in function.__annotations__.items() if annotation == "OptionalWord"]
-    skipped = {*several, *listed, *optional}
+    flags = [key for key, annotation in function.__annotations__.items() if annotation == "bool"]
+    skipped = {*several, *listed, *optional, *flags}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
     described = {one.arg_name: one.description for one in parse(function.__doc__ or "", DocstringStyle.NUMPYDOC).params}
+    for key in flags:
+        parser.add_argument(f"--{key}", action="store_true", help=described.get(key))
     for key in optional:
         parser.add_argument(key, nargs="?", help=described.get(key))
     for key in listed:
