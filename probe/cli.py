@@ -171,11 +171,14 @@ def _arguments(kind: Any, function: Callable[..., Any]) -> Any:
     parser = kind(exit_on_error=False, description=_summary(function))
     several = [key for key, annotation in function.__annotations__.items() if annotation == "Sequence[str]"]
     listed = [key for key, annotation in function.__annotations__.items() if annotation == "list[str]"]
+    optional = [key for key, annotation in function.__annotations__.items() if annotation == "OptionalWord"]
     switches = [key for key, annotation in function.__annotations__.items() if annotation == "bool"]
     planned = {"plan"} & function.__annotations__.keys()
-    own = {*several, *listed, *switches, *planned}
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=own)
+    skipped = {*several, *listed, *optional, *switches, *planned}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
     described = {one.arg_name: one.description for one in parse(function.__doc__ or "", DocstringStyle.NUMPYDOC).params}
+    for key in optional:
+        parser.add_argument(key, nargs="?", help=described.get(key))
     for key in listed:
         parser.add_argument(key, nargs="+", help=described.get(key))
     for key in several:

@@ -268,3 +268,8 @@ class Layout:
     padding: tuple[int, ...] = ()
     bos: int | None = None
     other: tuple[int, ...] = ()
+
+    @cached_property
+    def image(self) -> tuple[int, ...]:
+        """Every image position, in a grid or not, in ascending order."""
+        return tuple(sorted({*self.other, *(place for view in self.views for place in view.positions)}))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from probe.analysis.scorer import Reading
     from probe.evaluation.examples import Example
 
-__all__ = ["Run", "profile_examples", "records_of", "run", "score_examples", "threads_for"]
+__all__ = ["Run", "main_view", "profile_examples", "records_of", "run", "score_examples", "threads_for"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +261,13 @@ def _examples_answered(
                 "phrases' places in it are lost."
             )
         cut = len(example.text) - len(example.text.lstrip())
-        yield found, [((one.start - cut, one.end - cut), one.mask) for one in example.phrases]
+        yield main_view(found), [((one.start - cut, one.end - cut), one.mask) for one in example.phrases]
+
+
+def main_view(record: AttentionRecord) -> AttentionRecord:
+    """The record itself, or of one picture in several views that of the whole image at its finest: not of its thumbnail."""
+    views = {one.view for one in record.layers}
+    return record.select(view="image 0") if views == {"image 0", "thumbnail"} else record
 
 
 @contextmanager

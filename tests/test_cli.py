@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_a_folder_and_an_empty_file_as_image(refused, tmp_path):
 
 @pytest.mark.parametrize("command", ["record", "score", "check"])
 def test_a_model_that_sees_no_images_or_is_of_another_family(refused, photo, tmp_path, command):
-    for kind, expected in (("llama", "is not a vision-language model"), ("paligemma", "known families: llava")):
+    for kind, expected in (("llama", "is not a vision-language model"), ("florence2", "known families: llava")):
         folder = tmp_path / kind
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
@@ -182,7 +183,7 @@ def test_a_negative_seed_and_no_new_tokens(refused, photo):
             ["lab", "train", "lava"],
             "ORGANISM takes 'llava' or 'clip' or 'diffusion' or 'twins', found 'lava'. Did you mean 'llava'?",
         ),
-        (["check"], "Missing: MODEL."),
+        (["check"], "Give one of these: a MODEL, --family NAME for a tiny random model of it, or --all."),
     ],
 )  # fmt: skip
 def test_what_is_typed_wrongly_is_said_in_the_words_that_were_typed(refused, argv, line):
@@ -329,3 +330,47 @@ def test_a_failing_check_ends_with_1_and_names_the_question(shell, monkeypatch):
     assert code == 1
     assert json.loads(printed)["passed"] is False
     assert [one["name"] for one in json.loads(printed)["results"] if not one["passed"]] == ["bit-identical output"]
+
+
+def test_a_family_is_checked_on_a_tiny_model(shell, refused):
+    code, printed, _ = shell("check", "--family", "llava_next", "--json")
+    found = json.loads(printed)
+    assert code == 0
+    assert found["passed"] is True
+    [family] = found["families"]
+    assert list(family) == [
+        "name", "parity", "parity_float64", "certificate", "state_differences", "geometry_wrong_cells", "passed", "why",
+    ]  # fmt: skip
+    assert family["parity"] <= 1e-6
+    assert family["parity_float64"] <= 1e-12
+    assert family["certificate"] <= 1e-5
+    assert (family["state_differences"], family["geometry_wrong_cells"], family["why"]) == (0, 0, None)
+    code, printed, _ = shell("check", "--family", "llava_next")
+    assert code == 0
+    assert printed.count("ok ") == 7
+    assert "Did you mean 'llava_next'" in refused("check", "--family", "llava_nex", writes=False)
+    assert refused("check", "lab/llava", "--all", writes=False).startswith("Give one of these")
+    assert "for a MODEL of your own" in refused("check", "--all", "--dtype", "float32", writes=False)
+
+
+def test_all_families_are_checked_and_one_that_fails_is_named(shell, monkeypatch):
+    from probe import family_checks, tiny
+
+    kept = {name: tiny.TINY[name] for name in ("llava", "clip")}
+    monkeypatch.setattr(tiny, "TINY", kept)
+    real = family_checks.check_family
+
+    def failing(name):
+        found = real(name)
+        return replace(found, passed=False, why="planted") if name == "clip" else found
+
+    monkeypatch.setattr(family_checks, "check_family", failing)
+    code, printed, _ = shell("check", "--all", "--json")
+    assert code == 1
+    assert [(one["name"], one["passed"]) for one in json.loads(printed)["families"]] == [
+        ("llava", True),
+        ("clip", False),
+    ]
+    code, printed, _ = shell("check", "--all")
+    assert code == 1
+    assert any("FAILED" in line and "clip" in line and "planted" in line for line in printed.splitlines())

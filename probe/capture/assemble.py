@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
 
 from probe.attention import AttentionRecord, LayerAttention
-from probe.capture.geometry import Preparation, checked_preparation
-from probe.capture.sequence import patch_size
+from probe.capture.reduce import RowStore
 from probe.capture.tokens import spell
+from probe.capture.tracks import Track
+from probe.capture.views import views_of
 from probe.capture.weights import tolerance_of
 from probe.errors import CaptureError, CertificateError, InputError
 from probe.families import Family
@@ -25,24 +25,30 @@ if TYPE_CHECKING:
 __all__ = ["assemble", "make_source", "normalisation_note", "seed_of"]
 
 
-def assemble(recorder: Recorder, image: Any) -> AttentionRecord:
-    """The record of a recorder's finished pass; see ``Recorder.result``."""
-    ids = _token_ids(recorder)
+def assemble(recorder: Recorder, track: Track, image: Any) -> AttentionRecord:
+    """The record of one sequence of a recorder's finished pass; see ``Recorder.result``."""
+    if track.layout is None:
+        raise InputError("This sequence has no image, so there are no patches to record.")
+    ids = _token_ids(track)
     spelled = spell(recorder.processor.tokenizer, ids)
     if not spelled.text.strip() and recorder.queries != "prompt":
         raise InputError(
             f"The answer is empty: the model gave only {list(spelled.tokens)}; ask something else or give answer=."
         )
-    certificate = _certificate(recorder, ids)
-    preparation = _preparation(recorder, image)
-    assert recorder.layout is not None  # for the type checker: every finished pass has a layout
-    grid = preparation.grid(patch_size(recorder.model))
-    views = [replace(view, grid=grid) for view in recorder.layout.views]
+    seen = views_of(
+        track.sequence.units,
+        track.sequence.positions,
+        model=recorder.model,
+        processor=recorder.processor,
+        family=recorder.family,
+        images=image,
+    )
+    certificate = _certificate(recorder, track, ids, seen.views)
     kept = _kept_tokens(recorder, len(ids))
     layers = tuple(
-        _layer(recorder, module, name, number, view, kept)
+        _layer(recorder, track.stores[module], name, view, kept)
         for module, name in recorder.layers.items()
-        for number, view in enumerate(views)
+        for view in seen.views
     )
     return AttentionRecord(
         layers=layers,
@@ -52,23 +58,23 @@ def assemble(recorder: Recorder, image: Any) -> AttentionRecord:
         token_ids=tuple(ids[i] for i in kept),
         spans=tuple(spelled.spans[i] for i in kept),
         text=spelled.text,
-        image_size=preparation.image_size,
+        image_size=seen.image_size,
         softmax_over="sequence",
         query_row=recorder.query_row,
         certificate=certificate,
-        source=_source(recorder, preparation),
+        source=_source(recorder, track, seen.steps),
     )
 
 
-def _token_ids(recorder: Recorder) -> list[int]:
+def _token_ids(track: Track) -> list[int]:
     """The ids of the tokens that were read, checked against what the model was fed and gave out."""
-    sequence, plan = recorder.sequence, recorder._plan
-    if sequence is None or plan is None:
+    sequence, plan = track.sequence, track.plan
+    if plan is None:
         raise CaptureError("Nothing was recorded: the model was not called inside the context.")
     if plan.kind == "prompt":
         return [sequence.prompt[i] for i in plan.prompt]
     start = plan.start
-    if recorder.output_ids is None:
+    if track.output_ids is None:
         ids = sequence.ids[start:]
         if not ids:
             raise CaptureError(
@@ -76,8 +82,8 @@ def _token_ids(recorder: Recorder) -> list[int]:
                 'probe.run(..., answer="..."), or record(..., queries="prompt").'
             )
         return ids
-    ids = recorder.output_ids[start:]
-    if recorder.output_ids[:start] != sequence.prompt or sequence.ids[start:] != ids[:-1]:
+    ids = track.output_ids[start:]
+    if track.output_ids[:start] != sequence.prompt or sequence.ids[start:] != ids[:-1]:
         raise CaptureError(
             "The tokens that generate gave out are not those that the model was fed while it was recorded."
         )
@@ -91,34 +97,29 @@ def _kept_tokens(recorder: Recorder, count: int) -> tuple[int, ...]:
     return resolve_indices(tuple(recorder.queries), count, what="query")
 
 
-def _certificate(recorder: Recorder, ids: list[int]) -> Certificate:
+def _certificate(recorder: Recorder, track: Track, ids: list[int], views: tuple[View, ...]) -> Certificate:
     tolerance = tolerance_of(recorder.dtype, recorder.kernel)
-    layout = recorder.layout
-    assert layout is not None  # for the type checker: every finished pass has a layout
-    counts = {recorder.layers[module]: store.count for module, store in recorder.stores.items()}
+    counts = {recorder.layers[module]: store.count for module, store in track.stores.items()}
     wrong = {name: counts.get(name, 0) for name in recorder.layers.values() if counts.get(name, 0) != len(ids)}
     if wrong:
         name, count = next(iter(wrong.items()))
         raise CertificateError(
             f"{len(wrong)} of {len(recorder.layers)} layers were not read for every token: {name} has {count} of {len(ids)} rows."
         )
-    if recorder.verify != "off" and not recorder.max_error <= tolerance:
+    if recorder.verify != "off" and not track.max_error <= tolerance:
         raise CertificateError(
-            f"The recorded attention does not rebuild what the model computed: largest error {recorder.max_error:.1e} of the "
-            f"output in {recorder.worst}, allowed {tolerance:.0e} for {recorder.dtype} under {recorder.kernel!r}. The kernel does "
+            f"The recorded attention does not rebuild what the model computed: largest error {track.max_error:.1e} of the "
+            f"output in {track.worst}, allowed {tolerance:.0e} for {recorder.dtype} under {recorder.kernel!r}. The kernel does "
             'something that is not known here; try attn_implementation="sdpa" or "eager", and run `probe check` on the model.'
         )
-    patches = sum(len(view.positions) for view in layout.views)
+    patches = sum(len(view.positions) for view in views)
     return Certificate(
-        recorder.verify, recorder.checked_rows, recorder.max_error, tolerance, len(recorder.layers), len(ids), patches
+        recorder.verify, track.checked_rows, track.max_error, tolerance, len(recorder.layers), len(ids), patches
     )
 
 
-def _layer(
-    recorder: Recorder, module: Any, name: str, number: int, view: View, kept: tuple[int, ...]
-) -> LayerAttention:
-    store = recorder.stores[module]
-    values, mean, rest = store.finished(number)
+def _layer(recorder: Recorder, store: RowStore, name: str, view: View, kept: tuple[int, ...]) -> LayerAttention:
+    values, mean, rest = store.finished(view)
     # A store holds its tokens in the order of the calls; the record holds them as they were asked for.
     where = {token: place for place, token in enumerate(store.tokens)}
     order = [where[token] for token in kept]
@@ -134,28 +135,19 @@ def _layer(
     )
 
 
-def _preparation(recorder: Recorder, image: Any) -> Preparation:
-    seen = recorder.sequence.pixels if recorder.sequence is not None else None
-    assert seen is not None  # for the type checker: the layout refused a pass without a picture
-    return checked_preparation(recorder.processor, image, seen=seen, family=recorder.family)
-
-
-def _source(recorder: Recorder, preparation: Preparation) -> Source:
-    sequence = recorder.sequence
-    prompt = ""
-    if sequence is not None:
-        # Hundreds of placeholders say nothing: one stands for all of them.
-        image = [i for i, one in enumerate(sequence.prompt) if one == sequence.image_token]
-        ids = [one for i, one in enumerate(sequence.prompt) if i not in set(image[1:])]
-        prompt = shorten(recorder.processor.tokenizer.decode(ids), 2000)
+def _source(recorder: Recorder, track: Track, steps: str) -> Source:
+    sequence = track.sequence
+    # Hundreds of placeholders say nothing: one stands for all of them. Nor does padding.
+    hidden = {*sequence.positions[1:], *(i for i, one in enumerate(sequence.attends or ()) if not one)}
+    ids = [one for i, one in enumerate(sequence.prompt) if i not in hidden]
     return make_source(
         recorder.model,
         recorder.family,
         tap="transformers attention functions",
         kernel=recorder.kernel,
         dtype=recorder.dtype,
-        preparation=preparation.steps,
-        prompt=prompt,
+        preparation=steps,
+        prompt=shorten(recorder.processor.tokenizer.decode(ids), 2000),
         ablation="; ".join(recorder.edits),
     )
 

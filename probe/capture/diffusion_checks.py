@@ -14,6 +14,7 @@ from probe.capture.denoising import noise_and_record
 from probe.capture.hooks import watch_forward
 from probe.capture.questions import (
     PARITY,
+    Answer,
     CheckReport,
     CheckResult,
     Question,
@@ -70,15 +71,15 @@ def _state(subject: Subject) -> dict[str, Any]:
     return model_state(parts) | {"the pipeline's own attributes": sorted(vars(pipeline))}
 
 
-def _certificate(subject: Subject, picture: Any) -> tuple[bool, str, str]:
+def _certificate(subject: Subject, picture: Any) -> Answer:
     found = [_read(subject, picture, place, verify="all").certificate for place in _PLACES]
     worst = max(found, key=lambda one: one.max_error)
     layers = sum(one.layers for one in found)
     shown = f"{worst.max_error:.1e} of the output over {sum(one.rows for one in found)} rows in {layers} layers"
-    return all(one.passed for one in found), shown, f"{worst.tolerance:.0e}"
+    return all(one.passed for one in found), shown, f"{worst.tolerance:.0e}", worst.max_error
 
 
-def _parity(subject: Subject, picture: Any) -> tuple[bool, str, str]:
+def _parity(subject: Subject, picture: Any) -> Answer:
     """Recorded weights against those of diffusers' plain processor, which computes every one, on the very same inputs."""
     off = 0.0
     for place in _PLACES:
@@ -88,7 +89,7 @@ def _parity(subject: Subject, picture: Any) -> tuple[bool, str, str]:
             expected = _expected(weights[layer.name], found, place)
             off = max(off, float((layer.values[0].flatten(-2) - expected.to(layer.values)).abs().max()))
     allowed = PARITY.get(subject.model.unet.dtype, 1e-6)
-    return off <= allowed, f"{off:.1e}", f"{allowed:.0e}"
+    return off <= allowed, f"{off:.1e}", f"{allowed:.0e}", off
 
 
 def _expected(weights: Tensor, found: AttentionRecord, place: Place) -> Tensor:
@@ -128,7 +129,7 @@ def _plain_weights(unet: Any, place: Place) -> Iterator[dict[str, Tensor]]:
         yield found
 
 
-def _identical(subject: Subject) -> tuple[bool, str, str]:
+def _identical(subject: Subject) -> Answer:
     """Two steps of generation from the same noise, with its guidance, watched and not."""
     plain = _generated(subject)
     with record(subject):
@@ -150,7 +151,7 @@ def _generated(subject: Subject) -> Tensor:
     return found
 
 
-def _repeated(subject: Subject, picture: Any, first: AttentionRecord) -> tuple[bool, str, str]:
+def _repeated(subject: Subject, picture: Any, first: AttentionRecord) -> Answer:
     again = _read(subject, picture, "cross-attention", verify="off")
     off = max(float((one.values - two.values).abs().max()) for one, two in zip(first.layers, again.layers, strict=True))
     same = all(torch.equal(one.values, two.values) for one, two in zip(first.layers, again.layers, strict=True))

@@ -13,10 +13,10 @@ from probe.images import image_size as size_of
 from probe.images import read_image
 from probe.layout import PatchGrid
 
-__all__ = ["Preparation", "checked_preparation", "preparation_of"]
+__all__ = ["SAME_PIXELS", "Preparation", "checked_preparation", "preparation_of"]
 
 #: Half a grey level of 255, after a normalisation that spreads them by about 4.
-_SAME_PIXELS = 0.02
+SAME_PIXELS = 0.02
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def checked_preparation(processor: Any, image: Any, *, seen: Tensor, family: Fam
             f"of this image ({preparation.steps}); prepare the image with the model's own processor."
         )
     off = float((again.float() - seen.float()).abs().max())
-    if off > _SAME_PIXELS:
+    if off > SAME_PIXELS:
         raise InputError(
             f"The image given to result() is not the one that the model saw: the processor makes other pixels of it (they differ "
             f"by up to {off:.2g}). Give the same image, turned the same way: EXIF orientation is applied here (probe.read_image)."

@@ -61,6 +61,10 @@ def inputs_with_answer(
     mask = inputs.get("attention_mask")
     if mask is not None:
         inputs["attention_mask"] = torch.cat([mask, torch.ones_like(tail, dtype=mask.dtype)], dim=1)
+    for name, kind in (("token_type_ids", subject.family.answer_type), ("mm_token_type_ids", 0)):
+        types = inputs.get(name)
+        if types is not None:
+            inputs[name] = torch.cat([types, torch.full_like(tail, kind, dtype=types.dtype)], dim=1)
     return inputs, given.shape[1]
 
 
@@ -79,9 +83,10 @@ def inputs_for(subject: Subject, picture: Image, prompt: str) -> tuple[dict[str,
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
         text = processor.apply_chat_template([message], add_generation_prompt=True)
     else:
-        text = f"{processor.image_token}\n{prompt}\n"
+        text = subject.family.prompt.format(image=processor.image_token, prompt=prompt)
     inputs = processor(images=picture, text=text, return_tensors="pt").to(subject.model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(subject.model.dtype)
+    inputs.pop("labels", None)  # what training would compare the prompt with
     return dict(inputs), text
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARITY",
+    "Answer",
     "CheckReport",
     "CheckResult",
     "Question",
@@ -26,23 +28,27 @@ __all__ = [
     "model_state",
     "restored",
     "smooth_picture",
+    "without_warnings",
 ]
 
 #: Largest difference of one attention weight from an eager reference, by the model's number type. The reference rounds, not the
 #: recorder: the library's eager attention keeps scores in that type, and takes its softmax in float32 also for float64.
 PARITY = {torch.float64: 1e-6, torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-Question = Callable[[], tuple[bool, str, str]]
+#: Whether it passed, what was found and what is allowed, in words, and what was found as a number where it is one.
+Answer = tuple[bool, str, str] | tuple[bool, str, str, float]
+Question = Callable[[], Answer]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One question about a model: what was found, and what is allowed."""
+    """One question about a model: what was found, and what is allowed; and the number that was found, where it is one."""
 
     name: str
     passed: bool
     found: str
     allowed: str
+    number: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +106,24 @@ def _plain_configuration(part: nn.Module) -> Any:
     return config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else str(config)
 
 
-def restored(before: dict[str, Any], after: dict[str, Any]) -> tuple[bool, str, str]:
+def restored(before: dict[str, Any], after: dict[str, Any]) -> Answer:
     """Whether the recordings between two states left the model as it was."""
     changed = [name for name in before if before[name] != after[name]]
-    return not changed, f"changed: {', '.join(changed)}" if changed else "nothing changed", "nothing changed"
+    found = f"changed: {', '.join(changed)}" if changed else "nothing changed"
+    return not changed, found, "nothing changed", len(changed)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """The library says nothing but errors: it warns of kernels without weights, where only some parts were to give weights."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def smooth_picture() -> Any:

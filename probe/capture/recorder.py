@@ -5,29 +5,29 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence as Several
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from probe.attention import AttentionRecord
 from probe.capture.assemble import assemble
 from probe.capture.hooks import require_uncompiled, watch_forward, watch_generate
 from probe.capture.modules import attention_modules
+from probe.capture.pictures import IMAGE_INPUTS, allocate, image_token_id, units_of
 from probe.capture.places import choose_place
 from probe.capture.recordings import Recording
-from probe.capture.reduce import Queries, RowStore, answer_tokens
-from probe.capture.sequence import Sequence, batch_of_one, image_token_id, require_one_sequence
+from probe.capture.reduce import answer_tokens
+from probe.capture.sequence import Sequence, end_tokens, prompts_of, require_followed, require_same_cache
 from probe.capture.taps import AttentionCall, edits_of, watch_registry
-from probe.capture.weights import attention_rows, reproduction_error
+from probe.capture.tracks import Track, dropped_positions
 from probe.errors import CaptureError, InputError
 from probe.families import family_of
-from probe.layout import Indices, Layout, resolve_indices
+from probe.layout import Indices, resolve_indices
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Recorder", "record"]
-
-# At most this many rows of one layer are recomputed at a time, so that no (token x token) map is ever held.
-_ROWS_AT_ONCE = 64
 
 
 def record(
@@ -45,7 +45,7 @@ def record(
 
     >>> with probe.record(model, processor) as recorder:
     ...     model.generate(**inputs)
-    >>> record = recorder.result(image=image)
+    >>> record = recorder.result(image=image)              # of a batch: recorder.result(1, image=second), or recorder.results()
     >>> with probe.record(pipeline) as recorder:
     ...     pipeline("a red circle", num_inference_steps=50)
 
@@ -97,7 +97,12 @@ def record(
 
 
 class Recorder(Recording):
-    """Watches one model; made by ``record()``. Use it for one pass: one ``generate``, or one forward pass."""
+    """Watches one model; made by ``record()``. Use it for one pass: one ``generate``, or one forward pass, of any batch.
+
+    Attributes
+    ----------
+    tracks : what was recorded of each sequence, in the order of the batch.
+    """
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class Recorder(Recording):
         self.model, self.processor, self.family = model, processor, family_of(model)
         self.queries = queries if isinstance(queries, str) else answer_tokens(queries)
         self.offload, self.verify = offload, verify
-        self.query_row = query_row or ("own" if queries == "prompt" else "predicting")
+        self.query_row: Literal["predicting", "own"] = query_row or ("own" if queries == "prompt" else "predicting")
         found = attention_modules(model, self.family)
         self.layers = {
             module: name for name, module in (found[i] for i in resolve_indices(layers, len(found), what="layer"))
@@ -135,15 +140,12 @@ class Recorder(Recording):
         self._generating = False
         self._forward = False
         self._state: Literal["empty", "running", "finished"] = "empty"
-        self.sequence: Sequence | None = None
-        self.layout: Layout | None = None
-        self.stores: dict[nn.Module, RowStore] = {}
-        self.output_ids: list[int] | None = None
-        self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
+        self.tracks: list[Track] = []
         self.kernel = ""
         self.edits: tuple[str, ...] = ()
         self.dtype: torch.dtype | None = None
-        self._plan: Queries | None = None
+        self._ends: frozenset[int] = frozenset()
+        self._cache: Any = None
         self._seen: dict[nn.Module, int] = {}
         self._calls = 0
 
@@ -152,14 +154,15 @@ class Recorder(Recording):
         attached.enter_context(watch_forward([self.model], before=self._forward_begins, after=self._forward_ends))
         attached.enter_context(watch_generate(self.model, self))
 
-    def result(self, *, image: Any = None) -> AttentionRecord:
-        """The record of the pass, after its certificate has been checked.
+    def result(self, index: int | None = None, *, image: Any = None) -> AttentionRecord:
+        """The record of one sequence of the pass, after its certificate has been checked.
 
         Parameters
         ----------
-        image : the picture that the processor was given (path, PIL image or array). With it, the grid lies in the original
-            image's pixels, and the picture is checked against what the model saw. Without it, coordinates are those of the
-            processed picture.
+        index : which sequence of the batch, from 0; not needed where there is one.
+        image : the picture that the processor was given (path, PIL image or array), or a list of them where this sequence has
+            several. With it, the grids lie in the original image's pixels, and the picture is checked against what the model saw.
+            Without it, coordinates are those of the processed pictures.
 
         Raises
         ------
@@ -168,15 +171,45 @@ class Recorder(Recording):
         CertificateError
             If what was recorded does not rebuild what the model computed.
         InputError
-            If the answer is empty or the image is not the one that the model saw.
+            If there are several sequences and none is named, the answer is empty, the sequence has no image, or the image is not
+            the one that the model saw.
         """
+        self._require_finished()
+        if index is None and len(self.tracks) > 1:
+            raise InputError(
+                f"{len(self.tracks)} sequences were recorded: give the number of one, result(0), or take all with results()."
+            )
+        (number,) = resolve_indices(index or 0, len(self.tracks), what="sequence")
+        return assemble(self, self.tracks[number], image)
+
+    def results(self, *, images: Several[Any] | None = None) -> list[AttentionRecord]:
+        """The record of every sequence of the batch, in order, each as ``result`` gives it.
+
+        Parameters
+        ----------
+        images : for each sequence its picture, or a list of its pictures.
+
+        Raises
+        ------
+        ProbeError
+            As ``result`` does; and if there are not as many images as sequences.
+        """
+        self._require_finished()
+        shown = [None] * len(self.tracks) if images is None else list(images)
+        if len(shown) != len(self.tracks):
+            raise InputError(
+                f"results() was given images of {len(shown)} sequences, but {len(self.tracks)} were recorded; give one picture, or "
+                "one list of pictures, for each."
+            )
+        return [assemble(self, track, image) for track, image in zip(self.tracks, shown, strict=True)]
+
+    def _require_finished(self) -> None:
         if self._state != "finished":
             raise CaptureError(
                 "Nothing was recorded: call model.generate(...) inside the context, on the same model and in the same thread."
                 if self._state == "empty"
                 else "The pass that was being recorded did not come to its end, so there is no record of it."
             )
-        return assemble(self, image)
 
     # Called by hooks ----------------------------------------------------------------------------------------------------
 
@@ -186,8 +219,13 @@ class Recorder(Recording):
             return
         self._require_first_pass()
         kwargs = dict(zip(("inputs", "generation_config"), args, strict=False)) | kwargs
-        require_one_sequence(kwargs, kwargs.get("generation_config") or self.model.generation_config)
-        self._begin(batch_of_one(kwargs.get("input_ids", kwargs.get("inputs"))), kwargs)
+        settings = kwargs.get("generation_config") or self.model.generation_config
+        prompts = prompts_of(kwargs.get("input_ids", kwargs.get("inputs")))
+        each = kwargs.get("num_return_sequences", getattr(settings, "num_return_sequences", None)) or 1
+        require_followed(kwargs, settings, sequences=len(prompts) * each)
+        self._begin(prompts, kwargs, each=each)
+        if len(self.tracks) > 1:
+            self._ends = end_tokens(kwargs, settings)
         self._generating = True
 
     def generation_ends(self, output: Any) -> None:
@@ -196,7 +234,13 @@ class Recorder(Recording):
             return
         self._generating = False
         if output is not None:
-            self.output_ids = [int(one) for one in getattr(output, "sequences", output)[0]]
+            answers = getattr(output, "sequences", output).tolist()
+            if len(answers) != len(self.tracks):
+                raise CaptureError(
+                    f"generate gave out {len(answers)} sequences where {len(self.tracks)} were recorded."
+                )
+            for track, ids in zip(self.tracks, answers, strict=True):
+                track.give_out(ids, self._ends)
             self._state = "finished"
 
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -204,26 +248,33 @@ class Recorder(Recording):
             return
         if args:
             kwargs = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
-        fed = batch_of_one(kwargs.get("input_ids"))
-        if not self._generating:
-            self._require_first_pass()
-            self._begin(fed[: self.answer_start], kwargs)
-        assert self.sequence is not None  # for the type checker: _begin has set it
-        # Kept pass by pass: by the time of result() an ablation has usually ended.
-        self.edits = tuple(dict.fromkeys((*self.edits, *edits_of(self.model.modules()))))
+        fed = prompts_of(kwargs.get("input_ids"))
         # Its name until transformers 5.23, and since then.
         cache = next((kwargs[name] for name in ("past_key_values", "cache") if kwargs.get(name) is not None), None)
-        self.sequence.feed(fed, past=int(cache.get_seq_length()) if cache is not None else 0)
-        if self.layout is None:
-            self._lay_out()
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if not self._generating:
+            self._require_first_pass()
+            require_same_cache(past, 0)
+            self._begin([one[: self.answer_start] for one in fed], kwargs)
+        if len(fed) != len(self.tracks):
+            raise CaptureError(f"The model was fed {len(fed)} sequences, but generate was given {len(self.tracks)}.")
+        # Kept pass by pass: by the time of result() an ablation has usually ended.
+        self.edits = tuple(dict.fromkeys((*self.edits, *edits_of(self.model.modules()))))
+        for track, ids in zip(self.tracks, fed, strict=True):
+            track.sequence.feed(ids, past=past)
+            if track.plan is None:
+                self._lay_out(track)
+            track.end(self._ends)
+        self._cache = cache
         self._seen = dict.fromkeys(self.layers, 0)
-        self._length = len(fed)
+        self._length = len(fed[0])
         self._forward = True
 
     def _forward_ends(self, module: nn.Module, output: Any) -> None:
         if not self._mine() or module is not self.model:
             return
         self._forward = False
+        self._cache = None
         self._calls += 1
         wrong = [f"{self.layers[one]} ({count} times)" for one, count in self._seen.items() if count != 1]
         if wrong:
@@ -238,49 +289,20 @@ class Recorder(Recording):
         if not self._mine() or not self._forward:
             return
         self._seen[module] += 1
-        plan, sequence = self._plan, self.sequence
-        assert plan is not None  # for the type checker: set when the pass began
-        assert sequence is not None
-        queries, total = call.query.shape[2], len(sequence.ids)
-        if queries != self._length or call.key.shape[2] < total:
+        if call.query.shape[0] != len(self.tracks):
             raise CaptureError(
-                f"{self.layers[module]} saw {queries} queries and {call.key.shape[2]} keys where {self._length} and {total} were "
-                "fed: its cache drops or moves positions (a sliding window), so columns cannot be matched to patches."
+                f"{self.layers[module]} saw {call.query.shape[0]} sequences where {len(self.tracks)} were fed: they were packed "
+                "into one, or split, so rows cannot be matched to tokens."
             )
+        shift = dropped_positions(
+            self.layers[module], module, call, self._cache, fed=self._length, total=len(self.tracks[0].sequence.ids)
+        )
         self.kernel, self.dtype = call.kernel, call.query.dtype
-        first = total - queries
-        wanted = [(row, token) for row in range(queries) if (token := plan.token_at(first + row)) is not None]
-        for start in range(0, len(wanted), _ROWS_AT_ONCE):
-            self._take(module, call, wanted[start : start + _ROWS_AT_ONCE])
-
-    def _take(self, module: nn.Module, call: AttentionCall, wanted: list[tuple[int, int]]) -> None:
-        device, heads = call.query.device, self.heads
-        # Wanted rows follow each other but in a prompt, where the image's are left out; a range needs no copy to the device.
-        first, last = wanted[0][0], wanted[-1][0]
-        rows = torch.arange(first, last + 1, device=device)
-        if len(wanted) <= last - first:
-            rows = torch.tensor([row for row, _ in wanted], device=device)
-        weights = attention_rows(module, call, rows=rows, heads=heads)
-        if module not in self.stores:
-            assert self.layout is not None  # for the type checker: laid out before the first call
-            keep = self._plan.keep if self._plan is not None else None
-            self.stores[module] = RowStore(self.layout, self.offload, None if keep is None else keep.__contains__)
-        self.stores[module].add(weights, [token for _, token in wanted])
-        picked = self._sampled(len(wanted))
-        if picked:
-            index = torch.tensor(picked, device=device)
-            error = reproduction_error(call, weights[:, index], rows=rows[index], heads=heads)
-            self.checked_rows += len(picked)
-            if error > self.max_error:
-                self.max_error, self.worst = error, self.layers[module]
-
-    def _sampled(self, count: int) -> list[int]:
-        """Which of these rows are checked: all, none, or up to four spread over the call, in the first calls and every 8th."""
-        if self.verify == "off" or (self.verify == "sample" and self._calls >= 4 and self._calls % 8):
-            return []
-        if self.verify == "all" or count <= 4:
-            return list(range(count))
-        return sorted({round(i * (count - 1) / 3) for i in range(4)})
+        checked = self.verify
+        if checked == "sample" and self._calls >= 4 and self._calls % 8:
+            checked = "off"  # rows are checked in the first calls and in every 8th
+        for number, track in enumerate(self.tracks):
+            track.take(module, call.of(number), shift=shift, picked=checked)
 
     # Helpers ------------------------------------------------------------------------------------------------------------
 
@@ -290,39 +312,34 @@ class Recorder(Recording):
                 "This recorder already holds one pass; use one record() context for each generate or forward."
             )
 
-    def _begin(self, prompt: list[int], kwargs: dict[str, Any]) -> None:
+    def _begin(self, prompts: list[list[int]], kwargs: dict[str, Any], *, each: int = 1) -> None:
+        """Start a track for every sequence: ``each`` for every prompt, in the order in which ``generate`` repeats them."""
         self._reset()
         self._state = "running"
         mask = kwargs.get("attention_mask")
-        attends = None
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            attends = [int(one) for one in mask[0][: len(prompt)]]
+        rows = mask.tolist() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        token = image_token_id(self.model)
         # generate may encode the picture itself and pass on the result, so it is read where the user gave it.
-        pixels: Tensor | None = kwargs.get("pixel_values")
-        self.sequence = Sequence(
-            prompt, image_token_id(self.model), attends, None if pixels is None else pixels.detach()
-        )
+        given = {name: _detached(kwargs.get(name)) for name in (*IMAGE_INPUTS, "pixel_values_videos")}
+        found = units_of(self.model, self.family, given)
+        for own, (number, prompt) in zip(
+            allocate(found, [one.count(token) for one in prompts]), enumerate(prompts), strict=True
+        ):
+            attends = None if rows is None else [int(one) for one in rows[number][: len(prompt)]]
+            for _ in range(each):
+                sequence = Sequence(prompt, token, attends, own)
+                self.tracks.append(Track(sequence, self.layers, self.heads, offload=self.offload))
 
-    def _lay_out(self) -> None:
-        assert self.sequence is not None  # for the type checker: the pass has begun
-        start = len(self.sequence.prompt)
-        self.layout = self.sequence.layout(self.model, self.family, start=start)
+    def _lay_out(self, track: Track) -> None:
         keep = None
-        if self.queries == "prompt":
-            image, padding = self.sequence.image_token, set(self.layout.padding)
-            # The first real token follows nothing, or padding, which predict nothing.
-            lag = 1 if self.query_row == "predicting" else 0
-            prompt = tuple(
-                i
-                for i, one in enumerate(self.sequence.prompt)
-                if one != image and i not in padding and i >= lag and i - lag not in padding
-            )
-            self._plan = Queries("prompt", self.query_row, start, prompt)
-            return
         if not isinstance(self.queries, str) and all(one >= 0 for one in self.queries):
             keep = frozenset(self.queries)
-        count = None if self._generating else len(self.sequence.ids) - start
-        self._plan = Queries("answer", self.query_row, start, keep=keep, count=count)
+        count = None if self._generating else len(track.sequence.ids) - len(track.sequence.prompt)
+        track.lay_out(self.queries, self.query_row, keep=keep, count=count)
+
+
+def _detached(given: Any) -> Any:
+    return given.detach() if isinstance(given, Tensor) else given
 
 
 def _require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import CaptureError, InputError
-from probe.layout import REST_PLACES, Layout
+from probe.layout import REST_PLACES, Layout, View
 
 __all__ = ["Queries", "RowStore", "answer_tokens"]
 
@@ -72,13 +72,13 @@ def answer_tokens(queries: Any) -> tuple[int, ...]:
 
 @dataclass
 class RowStore:
-    """The rows of one layer, collected call by call.
+    """The rows of one layer, collected call by call: the columns of all image tokens, and what fell elsewhere.
 
     Nothing here waits for the device: what has to be looked at is looked at in ``finished``.
 
     Attributes
     ----------
-    layout : where the patches are among the keys.
+    layout : where the image tokens are among the keys.
     offload : True moves every row to host memory as soon as it is there.
     keep : whether the row of a token is kept; ``None`` keeps all.
     """
@@ -88,39 +88,42 @@ class RowStore:
     keep: Callable[[int], bool] | None = None
     tokens: list[int] = field(default_factory=list)
     count: int = 0
-    _rows: list[list[Tensor]] = field(default_factory=list)
-    _rest: list[list[Tensor]] = field(default_factory=list)
-    _sums: list[Tensor] = field(default_factory=list)
+    _rows: list[Tensor] = field(default_factory=list)
+    _rest: list[Tensor] = field(default_factory=list)
+    _sum: Tensor | None = None
     _on_padding: list[Tensor] = field(default_factory=list)
 
     def add(self, weights: Tensor, tokens: Sequence[int]) -> None:
         """Take (head, row, key) weights whose rows stand for these tokens."""
-        columns = _columns_on(self.layout, weights.device)
-        if not self._rows:
-            self._rows, self._rest = [[] for _ in columns], [[] for _ in columns]
         if self.layout.padding:
             self._on_padding.append(weights[..., list(self.layout.padding)].amax())
+        (places,) = _columns_on(self.layout, weights.device)
         kept = list(range(len(tokens)))
         if self.keep is not None:
             kept = [row for row in kept if self.keep(tokens[row])]
-            self._add_to_sums([weights[..., places].sum(1) for places in columns])
+            total = weights[..., places].sum(1)
+            self._sum = total if self._sum is None else self._sum + total
             weights = weights[:, kept]
-        for view, places in enumerate(columns):
-            self._rows[view].append(self._moved(weights[..., places]))
-            self._rest[view].append(self._moved(self._elsewhere(weights, view)))
+        self._rows.append(self._moved(weights[..., places]))
+        self._rest.append(self._moved(self._elsewhere(weights)))
         self.tokens += [tokens[row] for row in kept]
         self.count += len(tokens)
 
-    def finished(self, view: int) -> tuple[Tensor, Tensor, Tensor]:
+    def finished(self, view: int | View) -> tuple[Tensor, Tensor, Tensor]:
         """(head, token, patch) rows, (head, patch) mean over all tokens, (head, token, place) rest, in order of the calls.
+
+        Parameters
+        ----------
+        view : one of the layout's by number, or any whose positions are image tokens of the layout.
 
         Raises
         ------
         CaptureError
             If padding was attended to, or a row is not a number.
         """
-        rows, rest = torch.cat(self._rows[view], dim=1), torch.cat(self._rest[view], dim=1)
-        mean = rows.mean(1) if self.keep is None else (self._sums[view] / self.count).to(rows.device)
+        positions = (self.layout.views[view] if isinstance(view, int) else view).positions
+        rows, rest = torch.cat(self._rows, dim=1), torch.cat(self._rest, dim=1)
+        mean = rows.mean(1) if self._sum is None else (self._sum / self.count).to(rows.device)
         mass = max((float(one) for one in self._on_padding), default=0.0)
         if mass > 0:
             raise CaptureError(
@@ -132,18 +135,22 @@ class RowStore:
                 "A recorded query row has every key masked, or the model itself computes NaN: its softmax is undefined. Check the "
                 "attention mask, and whether the model's output is finite."
             )
-        return rows, mean, rest
-
-    def _add_to_sums(self, totals: list[Tensor]) -> None:
-        self._sums = [a + b for a, b in zip(self._sums, totals, strict=True)] if self._sums else totals
+        if positions == self.layout.image:
+            return rows, mean, torch.cat([rest, torch.zeros_like(rest[..., :1])], dim=-1)
+        where = {position: column for column, position in enumerate(self.layout.image)}
+        own = torch.tensor([where[one] for one in positions], device=rows.device)
+        others = torch.ones(len(where), dtype=torch.bool, device=rows.device)
+        others[own] = False
+        elsewhere = rows[..., others].sum(-1, keepdim=True)
+        return rows[..., own], mean[..., own], torch.cat([rest, elsewhere], dim=-1)
 
     def _moved(self, part: Tensor) -> Tensor:
         # A slice would keep the whole row of keys alive.
         return part.to("cpu") if self.offload and part.device.type != "cpu" else part.clone()
 
-    def _elsewhere(self, weights: Tensor, view: int) -> Tensor:
-        """(head, row, place): what fell on the first text token, on other text, and on image tokens outside this view."""
-        table = _places_on(self.layout, view, weights.device, weights.dtype)
+    def _elsewhere(self, weights: Tensor) -> Tensor:
+        """(head, row, place): what fell on the first text token, and on other text."""
+        table = _places_on(self.layout, weights.device, weights.dtype)
         rest = weights[..., : len(table)] @ table[: weights.shape[-1]]  # a prompt fed in chunks has fewer keys at first
         # What comes after the prompt is text.
         rest[..., REST_PLACES.index("text")] += weights[..., len(table) :].sum(-1)
@@ -154,25 +161,20 @@ Columns = slice | Tensor
 
 
 @lru_cache(maxsize=64)
-def _columns_on(layout: Layout, device: torch.device) -> tuple[Columns, ...]:
-    """The key positions of each view's patches: a slice where they stand in a row, which needs no copy to read."""
-    found: list[Columns] = []
-    for view in layout.views:
-        first, last = view.positions[0], view.positions[-1]
-        together = view.positions == tuple(range(first, last + 1))
-        found.append(slice(first, last + 1) if together else torch.tensor(view.positions, device=device))
-    return tuple(found)
+def _columns_on(layout: Layout, device: torch.device) -> tuple[Columns]:
+    """The key positions of the image tokens: a slice where they stand in a row, which needs no copy to read."""
+    first, last = layout.image[0], layout.image[-1]
+    if layout.image == tuple(range(first, last + 1)):
+        return (slice(first, last + 1),)
+    return (torch.tensor(layout.image, device=device),)
 
 
 @lru_cache(maxsize=64)
-def _places_on(layout: Layout, view: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(prompt position, place) table of 0 and 1: to which place of ``REST_PLACES`` each position of the prompt counts."""
+def _places_on(layout: Layout, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(prompt position, place) table of 0 and 1: which positions of the prompt are its beginning, and which other text."""
     place = ["text"] * layout.prompt_length
-    for number, one in enumerate(layout.views):
-        for position in one.positions:
-            place[position] = "own patches" if number == view else "other views"
-    for position in layout.other:
-        place[position] = "other views"
+    for position in layout.image:
+        place[position] = "image"
     if layout.bos is not None:
         place[layout.bos] = "bos"
-    return torch.tensor([[float(one == name) for name in REST_PLACES] for one in place], dtype=dtype).to(device)
+    return torch.tensor([[float(one == name) for name in REST_PLACES[:2]] for one in place], dtype=dtype).to(device)

@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,6 +50,16 @@ class AttentionCall:
     mask: Any
     output: Tensor
     options: dict[str, Any]
+
+    def of(self, number: int) -> AttentionCall:
+        """The part of the call that is about one sequence of the batch; nothing is copied."""
+        if self.query.shape[0] == 1:
+            return self
+        own = slice(number, number + 1)
+        # A mask may be the same for all.
+        mask = self.mask[own] if isinstance(self.mask, Tensor) and self.mask.shape[0] > 1 else self.mask
+        query, key, value, output = (one[own] for one in (self.query, self.key, self.value, self.output))
+        return replace(self, query=query, key=key, value=value, output=output, mask=mask)
 
 
 Watcher = Callable[[nn.Module, AttentionCall], None]

@@ -111,7 +111,7 @@ def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
 def _require_understood(module: nn.Module, call: AttentionCall) -> None:
     if call.query.shape[0] != 1:
         raise CaptureError(
-            f"A batch of {call.query.shape[0]} sequences was given; one sequence at a time can be recorded. Batches come later."
+            f"A batch of {call.query.shape[0]} sequences was given; the rows of one sequence at a time can be computed."
         )
     dropout = call.options.get("dropout") or 0.0
     if dropout > 0:
@@ -123,7 +123,7 @@ def _require_understood(module: nn.Module, call: AttentionCall) -> None:
         raise CaptureError(
             f"Attention on {call.query.dtype} queries and {call.key.dtype} keys (quantised) cannot be recorded."
         )
-    for name in ("position_bias", "s_aux", "cache"):
+    for name in ("position_bias", "s_aux", "cache", "cu_seq_lens_q"):
         if call.options.get(name) is not None:
             raise CaptureError(f"{type(module).__name__} gives its attention {name!r}, which is not understood yet.")
 
@@ -141,12 +141,14 @@ def _masked(module: nn.Module, call: AttentionCall, logits: Tensor, *, rows: Ten
             f"The mask of the attention kernel {call.kernel!r} is a {type(mask).__name__}, which is not understood; "
             'load the model with attn_implementation="sdpa".'
         )
+    # Flash attention on a cache longer than its text is told so by a mask that is shorter than the keys.
+    used = min(keys, mask.shape[1]) if mask is not None else keys
     causal = call.options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     position = torch.arange(keys, device=logits.device)
     flash = call.kernel.startswith("flash_attention")
     # Without a mask, torch's kernel aligns the causal triangle to the first key and flash attention to the last.
-    own = rows + (keys - queries if flash else 0)
+    own = rows + (used - queries if flash else 0)
     # transformers drops the triangle for a single query; torch's own function keeps it, and leaves that query one key.
     several = queries > 1 or call.kernel == "scaled_dot_product_attention"
     if call.kernel != "eager" and causal and several:
@@ -155,5 +157,6 @@ def _masked(module: nn.Module, call: AttentionCall, logits: Tensor, *, rows: Ten
     if window is not None:
         logits = logits.masked_fill(position <= own[:, None] - window, -torch.inf)
     if mask is not None:
-        logits = logits.masked_fill(~mask[0, :keys].bool(), -torch.inf)
+        allowed = nn.functional.pad(mask[0, :used].bool(), (0, keys - used))
+        logits = logits.masked_fill(~allowed, -torch.inf)
     return logits

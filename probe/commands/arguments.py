@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from probe.evaluation.examples import Example
     from probe.models import Subject
 
-__all__ = ["at_least", "kind_note", "lab_note", "read_examples", "whole_numbers"]
+__all__ = ["OptionalWord", "at_least", "kind_note", "lab_note", "read_examples", "whole_numbers"]
+
+#: An argument that is typed without a name, and may be left out.
+OptionalWord = str | None
 
 
 def read_examples(data: str, *, limit: int | None, seed: int) -> tuple[Iterable[Example], int | None]:

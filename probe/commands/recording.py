@@ -63,17 +63,19 @@ def record(
 
     import probe
     from probe.plots import phrases, save_figure
+    from probe.runs import main_view
 
     target = output_folder(out)
     picture = probe.read_image(image)
     subject = probe.load_model(model, dtype=dtype, device=device)
     found = probe.run(subject, picture, prompt, answer=answer, max_new_tokens=max_new_tokens)
     # A phrase that is not there, or that cannot be drawn, is said before anything is written, with all that the model said.
-    given = [each for one in dict.fromkeys(phrase) for each in _each_time(found.record, one)]
-    wanted, note = (given, "") if given else _noun_phrases(found.record)
+    shown = main_view(found.record)
+    given = [each for one in dict.fromkeys(phrase) for each in _each_time(shown, one)]
+    wanted, note = (given, "") if given else _noun_phrases(shown)
     # A single text is its own mean.
-    options: dict[str, Any] = {"reading": "attention"} if _is_one_text(found.record) else {}
-    figure = phrases(found.record, wanted, picture, **options)[0].get_figure(root=True) if wanted else None
+    options: dict[str, Any] = {"reading": "attention"} if _is_one_text(shown) else {}
+    figure = phrases(shown, wanted, picture, **options)[0].get_figure(root=True) if wanted else None
     kept = probe.save(found.record, target / "record.safetensors")
     figures = []
     if figure is not None:

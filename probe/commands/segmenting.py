@@ -68,6 +68,7 @@ def segment(
     import probe
     from probe.grounding.refiners import find_refiner
     from probe.plots import save_figure
+    from probe.runs import main_view
 
     target = output_folder(out)
     maker = find_refiner(refiner)  # an unknown name is said before a model is loaded
@@ -75,7 +76,7 @@ def segment(
     subject = probe.load_model(model, dtype=dtype, device=device)
     record = probe.run(subject, picture, prompt, answer=answer, max_new_tokens=max_new_tokens).record
     found = probe.attend_and_segment(
-        record,
+        main_view(record),
         picture,
         phrases=list(dict.fromkeys(phrase)) or None,
         combine=combine,

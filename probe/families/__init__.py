@@ -9,13 +9,46 @@ from probe.errors import ModelError, did_you_mean
 from probe.families.base import Family
 from probe.families.clip import CLIP
 from probe.families.difflmm import DIFFLMM
+from probe.families.gemma3 import GEMMA3
+from probe.families.idefics3 import IDEFICS3, SMOLVLM
+from probe.families.internvl import INTERNVL
 from probe.families.llava import LLAVA
+from probe.families.llava_next import LLAVA_NEXT
+from probe.families.llava_onevision import LLAVA_ONEVISION
+from probe.families.mistral3 import MISTRAL3
+from probe.families.paligemma import PALIGEMMA
+from probe.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from probe.families.siglip import SIGLIP
 from probe.families.stable_diffusion import STABLE_DIFFUSION
 
 __all__ = ["FAMILIES", "Family", "family_of", "matches"]
 
-FAMILIES: tuple[Family, ...] = (LLAVA, DIFFLMM, CLIP, SIGLIP, STABLE_DIFFUSION)
+FAMILIES: tuple[Family, ...] = (
+    LLAVA,
+    LLAVA_NEXT,
+    LLAVA_ONEVISION,
+    QWEN2_VL,
+    QWEN2_5_VL,
+    QWEN3_VL,
+    INTERNVL,
+    PALIGEMMA,
+    GEMMA3,
+    IDEFICS3,
+    SMOLVLM,
+    MISTRAL3,
+    DIFFLMM,
+    CLIP,
+    SIGLIP,
+    STABLE_DIFFUSION,
+)
+
+
+#: ``model_type`` of what is refused for a reason of its own.
+_REFUSED = {
+    "mllama": "its text reads the picture through cross-attention layers of its own, whose keys are not in the sequence",
+    "blip-2": "its language model sees query tokens that have no patch grid; the patches are read by the Q-Former alone",
+    "instructblip": "its language model sees query tokens that have no patch grid; the patches are read by the Q-Former alone",
+}
 
 
 def matches(thing: Any, patterns: tuple[str, ...]) -> bool:
@@ -53,6 +86,8 @@ def _unknown(name: str, model_type: Any, config: Any) -> str:
             f"{name} (model_type {model_type!r}) is not a vision-language model: its configuration has no vision part, and it is "
             f"no image encoder or diffusion pipeline that is known. Families that can be recorded: {known}."
         )
+    if model_type in _REFUSED:
+        return f"{name} (model_type {model_type!r}) cannot be recorded yet: {_REFUSED[model_type]}. Known families: {known}."
     types = [one for family in FAMILIES for one in family.model_types]
     return (
         f"{name} (model_type {model_type!r}) is of a family that cannot be recorded yet; known families: {known}."

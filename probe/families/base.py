@@ -20,10 +20,16 @@ class Family:
     model_types : ``config.model_type`` of its checkpoints.
     models : class names of the models themselves.
     attention : class names of the attention modules of the language model, of the image encoder, or of the U-Net.
-    image_tokens : how patches reach the sequence. "placeholder": one ``config.image_token_id`` a patch, row by row. "none": there
-        is no sequence that text and patches share.
+    image_tokens : how patches reach the sequence, each as one ``config.image_token_id``. "placeholder": an image, row by row, of
+        one size or of its own (``image_sizes``). "grid_thw": of its own size in patches (``image_grid_thw``). "anyres": a
+        thumbnail, then tiles put together, freed of padding, a newline behind every row. "tiles": tile by tile, a thumbnail behind
+        them. "none": there is no sequence that text and patches share.
     class_token : True if the vision tower has a class token in front, which the feature selection may keep or drop.
     image_processors : class names of the image processors whose geometry is known to be resize, pad and centre crop.
+    merge : the field of the configuration that says how many patches a side become one image token, or by which ratio the grid
+        shrinks; empty where a patch is a token.
+    prompt : what is asked of a model without a chat template, around its image placeholder.
+    answer_type : what stands for an answer's token in ``token_type_ids``.
     kind : what it does with an image: a "language model" speaks about it, an "image encoder" embeds it, "diffusion" denoises it.
     """
 
@@ -31,7 +37,10 @@ class Family:
     model_types: tuple[str, ...]
     models: tuple[str, ...]
     attention: tuple[str, ...]
-    image_tokens: Literal["placeholder", "none"]
+    image_tokens: Literal["placeholder", "grid_thw", "anyres", "tiles", "none"]
     class_token: bool
     image_processors: tuple[str, ...]
     kind: Kind = "language model"
+    merge: str = ""
+    prompt: str = "{image}\n{prompt}\n"
+    answer_type: int = 0

@@ -34,6 +34,13 @@ def _siglip() -> Subject:
     return tiny_siglip()
 
 
+def _difflmm() -> Subject:
+    from probe.models import load_model
+    from probe.tiny.difflmm import tiny_difflmm
+
+    return load_model(*tiny_difflmm())
+
+
 def _stable_diffusion() -> Subject:
     from probe.models import load_model
     from probe.tiny.pipelines import tiny_sd
@@ -41,9 +48,33 @@ def _stable_diffusion() -> Subject:
     return load_model(tiny_sd())
 
 
+def _tiled(name: str) -> Callable[[], Subject]:
+    """What makes the tiny model of a family that has its function in ``vision_language``."""
+
+    def make() -> Subject:
+        from probe.tiny import vision_language
+
+        subject: Subject = getattr(vision_language, f"tiny_{name}")()
+        return subject
+
+    return make
+
+
 #: Family -> what makes its tiny model.
 TINY: dict[str, Callable[[], Subject]] = {
     "llava": _llava,
+    "llava_next": _tiled("llava_next"),
+    "llava_onevision": _tiled("llava_onevision"),
+    "qwen2_vl": _tiled("qwen2_vl"),
+    "qwen2_5_vl": _tiled("qwen2_5_vl"),
+    "qwen3_vl": _tiled("qwen3_vl"),
+    "internvl": _tiled("internvl"),
+    "paligemma": _tiled("paligemma"),
+    "gemma3": _tiled("gemma3"),
+    "idefics3": _tiled("idefics3"),
+    "smolvlm": _tiled("smolvlm"),
+    "mistral3": _tiled("mistral3"),
+    "difflmm": _difflmm,
     "clip": _clip,
     "siglip": _siglip,
     "stable_diffusion": _stable_diffusion,

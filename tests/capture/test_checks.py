@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from probe.capture import checks, painting, passes, reduce
-from probe.capture import recorder as recorder_module
+from probe.capture import checks, painting, passes, reduce, tracks
 from probe.capture.checks import check
 from probe.capture.geometry import preparation_of
 from probe.capture.hooks import hook_tables
@@ -69,14 +68,14 @@ def test_the_report_is_plain_data():
     found = check(tiny_llava()).to_dict()
     assert found["passed"] is True
     assert [one["name"] for one in found["results"]][:2] == ["state restored", "certificate"]
-    assert all(set(one) == {"name", "passed", "found", "allowed"} for one in found["results"])
+    assert all(set(one) == {"name", "passed", "found", "allowed", "number"} for one in found["results"])
 
 
 def test_missing_scale_fails_what_reads_weights_and_nothing_else(monkeypatch):
     def unscaled(module, call, *, rows, heads):
         return attention_rows(module, replace(call, options=call.options | {"scaling": 1.0}), rows=rows, heads=heads)
 
-    monkeypatch.setattr(recorder_module, "attention_rows", unscaled)
+    monkeypatch.setattr(tracks, "attention_rows", unscaled)
     report = check(tiny_llava())
     assert not report.passed
     assert _failed(report) == {"certificate", "eager parity"}

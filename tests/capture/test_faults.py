@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from probe.capture import recorder as recorder_module
-from probe.capture import reduce, weights
+from probe.capture import reduce, tracks, weights
 from probe.capture.weights import attention_rows, reproduction_error
 from probe.errors import CertificateError
 from tests.capture.reference import eager_maps, inputs_of, largest_difference, random_answer, read, with_answer
@@ -81,7 +81,7 @@ def test_a_misread_call_fails_its_certificate(name, verify, monkeypatch):
     def wrong(module, call, *, rows, heads):
         return attention_rows(module, misread(call, module), rows=rows, heads=heads)
 
-    monkeypatch.setattr(recorder_module, "attention_rows", wrong)
+    monkeypatch.setattr(tracks, "attention_rows", wrong)
     with pytest.raises(CertificateError, match=r"does not rebuild what the model computed: largest error .*self_attn"):
         read(subject, inputs, ids, verify=verify)
     # It is an error of its own, not an effect of the plant on the model: unchecked, the wrong maps would come out.
@@ -100,7 +100,7 @@ def test_tiled_instead_of_repeated_key_heads_fail_the_certificate(monkeypatch):
 
 def test_swapped_heads_fail_the_certificate(monkeypatch):
     subject, inputs, ids = _setting({})
-    monkeypatch.setattr(recorder_module, "attention_rows", lambda *a, **k: attention_rows(*a, **k).flip(0))
+    monkeypatch.setattr(tracks, "attention_rows", lambda *a, **k: attention_rows(*a, **k).flip(0))
     with pytest.raises(CertificateError, match="does not rebuild"):
         read(subject, inputs, ids)
 
@@ -111,7 +111,7 @@ def test_a_row_off_by_one_fails_the_certificate(monkeypatch):
     def late(module, call, *, rows, heads):
         return attention_rows(module, call, rows=rows - 1, heads=heads)
 
-    monkeypatch.setattr(recorder_module, "attention_rows", late)
+    monkeypatch.setattr(tracks, "attention_rows", late)
     with pytest.raises(CertificateError, match="does not rebuild"):
         read(subject, inputs, ids)
 
@@ -126,7 +126,7 @@ def test_another_output_fails_the_certificate_also_where_it_is_nan_or_zero(value
         output[:, :, :, part] *= value
         return reproduction_error(replace(call, output=output), *args, **kwargs)
 
-    monkeypatch.setattr(recorder_module, "reproduction_error", wrong)
+    monkeypatch.setattr(tracks, "reproduction_error", wrong)
     with pytest.raises(CertificateError, match="does not rebuild"):
         read(subject, inputs, ids)
 

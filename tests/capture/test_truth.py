@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import probe
-from probe.capture import recorder as recorder_module
+from probe.capture import tracks
 from probe.errors import CaptureError
 from tests.capture.reference import (
     eager_maps,
@@ -239,11 +239,11 @@ def test_no_map_of_all_rows_is_ever_made(monkeypatch):
     inputs = inputs_of(subject, picture(), "a man with a red ball " * 40)
     sizes = []
 
-    def spy(module, call, *, rows, heads, plain=recorder_module.attention_rows):
+    def spy(module, call, *, rows, heads, plain=tracks.attention_rows):
         sizes.append(len(rows))
         return plain(module, call, rows=rows, heads=heads)
 
-    monkeypatch.setattr(recorder_module, "attention_rows", spy)
+    monkeypatch.setattr(tracks, "attention_rows", spy)
     with probe.record(subject, queries="prompt") as recorder:
         subject.model(**inputs)
     texts = inputs["input_ids"].shape[1] - 16

@@ -1,0 +1,169 @@
+"""What is recorded of one sequence of a batch, while it is fed to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from probe.capture.reduce import Queries, RowStore
+from probe.capture.sequence import Sequence
+from probe.capture.taps import AttentionCall
+from probe.capture.weights import attention_rows, reproduction_error
+from probe.errors import CaptureError
+from probe.layout import Layout
+
+__all__ = ["Track", "dropped_positions"]
+
+# At most this many rows of one layer are recomputed at a time, so that no (token x token) map is ever held.
+_ROWS_AT_ONCE = 64
+
+
+class Track:
+    """The rows of one sequence, layer by layer, and how well they rebuild what the kernel gave out.
+
+    Attributes
+    ----------
+    sequence : what the model was fed.
+    layout : where text and image tokens stand in it; ``None`` without an image, when nothing is recorded.
+    plan : which rows are wanted.
+    stores : the rows of each layer.
+    output_ids : what ``generate`` gave out, prompt included, up to the end token.
+    checked_rows, max_error, worst : of the certificate, with the name of the layer whose error is the largest.
+    """
+
+    def __init__(
+        self, sequence: Sequence, names: Mapping[nn.Module, str], heads: tuple[int, ...], *, offload: bool
+    ) -> None:
+        self.sequence, self.names, self.heads, self.offload = sequence, names, heads, offload
+        self.layout: Layout | None = None
+        self.plan: Queries | None = None
+        self.stores: dict[nn.Module, RowStore] = {}
+        self.output_ids: list[int] | None = None
+        self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
+
+    def lay_out(
+        self,
+        queries: object,
+        query_row: Literal["predicting", "own"],
+        *,
+        keep: frozenset[int] | None,
+        count: int | None,
+    ) -> None:
+        """Find the wanted rows, once the prompt is known."""
+        layout, start = self.sequence.layout(), len(self.sequence.prompt)
+        self.layout = layout if layout.image else None
+        if queries != "prompt":
+            self.plan = Queries("answer", query_row, start, keep=keep, count=count)
+            return
+        image, padding = self.sequence.image_token, set(layout.padding)
+        # The first real token follows nothing, or padding, which predict nothing.
+        lag = 1 if query_row == "predicting" else 0
+        prompt = tuple(
+            i
+            for i, one in enumerate(self.sequence.prompt)
+            if one != image and i not in padding and i >= lag and i - lag not in padding
+        )
+        self.plan = Queries("prompt", query_row, start, prompt)
+
+    def end(self, ends: frozenset[int]) -> None:
+        """Stop at an end token that was fed: what ``generate`` adds behind it while others go on is padding."""
+        if self.plan is None or self.plan.kind == "prompt" or self.plan.count is not None:
+            return
+        answer = self.sequence.ids[self.plan.start :]
+        at = next((i for i, one in enumerate(answer) if one in ends), None)
+        if at is not None:
+            # The end token of a sequence recorded alone is never fed back: it has a predicting row, but no row of its own.
+            self.plan = replace(self.plan, count=at + (self.plan.query_row == "predicting"))
+
+    def give_out(self, ids: list[int], ends: frozenset[int]) -> None:
+        """Keep the ids that ``generate`` gave out, without what it filled up behind the end token."""
+        start = len(self.sequence.prompt)
+        at = next((i for i, one in enumerate(ids[start:]) if one in ends), None)
+        self.output_ids = ids if at is None else ids[: start + at + 1]
+        # Nor is what was fed while others went on a part of the answer, beginning with the end token.
+        self.sequence.ids = self.sequence.ids[: len(self.output_ids) - 1]
+
+    def take(
+        self, module: nn.Module, call: AttentionCall, *, shift: int, picked: Literal["sample", "all", "off"]
+    ) -> None:
+        """The wanted rows of one call on this sequence alone.
+
+        Parameters
+        ----------
+        shift : positions that are no longer among the keys: those that a sliding cache dropped.
+        picked : which of the rows are checked against the kernel's output.
+        """
+        plan, queries = self.plan, call.query.shape[2]
+        if plan is None or self.layout is None:
+            return
+        first = len(self.sequence.ids) - queries
+        wanted = [(row, token) for row in range(queries) if (token := plan.token_at(first + row)) is not None]
+        for start in range(0, len(wanted), _ROWS_AT_ONCE):
+            self._take(module, call, wanted[start : start + _ROWS_AT_ONCE], shift, picked)
+
+    def _take(
+        self, module: nn.Module, call: AttentionCall, wanted: list[tuple[int, int]], shift: int, picked: str
+    ) -> None:
+        assert self.layout is not None  # for the type checker: laid out before the first call
+        device, heads = call.query.device, self.heads
+        # Wanted rows follow each other but in a prompt, where the image's are left out; a range needs no copy to the device.
+        first, last = wanted[0][0], wanted[-1][0]
+        rows = torch.arange(first, last + 1, device=device)
+        if len(wanted) <= last - first:
+            rows = torch.tensor([row for row, _ in wanted], device=device)
+        weights = attention_rows(module, call, rows=rows, heads=heads)
+        if module not in self.stores:
+            keep = self.plan.keep if self.plan is not None else None
+            self.stores[module] = RowStore(self.layout, self.offload, None if keep is None else keep.__contains__)
+        # Keys are counted from the first position that is left; what was dropped gets no attention.
+        columns = torch.nn.functional.pad(weights, (shift, 0)) if shift else weights
+        self.stores[module].add(columns, [token for _, token in wanted])
+        chosen = _chosen(len(wanted), picked)
+        if chosen:
+            index = torch.tensor(chosen, device=device)
+            error = reproduction_error(call, weights[:, index], rows=rows[index], heads=heads)
+            self.checked_rows += len(chosen)
+            if error > self.max_error:
+                self.max_error, self.worst = error, self.names[module]
+
+
+def dropped_positions(name: str, module: nn.Module, call: AttentionCall, cache: Any, *, fed: int, total: int) -> int:
+    """How many positions, counted from the first, are no longer among the keys of this call.
+
+    Parameters
+    ----------
+    name : of the module, for errors.
+    cache : the key cache of the pass, or ``None``.
+    fed, total : positions that were fed in this pass, and since the beginning.
+
+    Raises
+    ------
+    CaptureError
+        If keys are missing in a way that is not known.
+    """
+    queries, keys = call.query.shape[2], call.key.shape[2]
+    if queries == fed and keys >= total:
+        return 0
+    layers, number = getattr(cache, "layers", ()), getattr(module, "layer_idx", None)
+    layer: Any = layers[number] if isinstance(number, int) and number < len(layers) else None
+    # This one keeps the last positions of all in their order; others turn theirs round, or say nothing of it.
+    in_order = type(layer).__name__ == "DynamicSlidingWindowLayer" and layer.cumulative_length == total
+    if queries != fed or not in_order or keys != min(total, layer.sliding_window - 1 + queries):
+        raise CaptureError(
+            f"{name} saw {queries} queries and {keys} keys where {fed} and {total} were fed: its cache drops or moves positions (a "
+            "sliding window) in a way that is not known, so columns cannot be matched to patches; generate with the default cache."
+        )
+    return total - keys
+
+
+def _chosen(count: int, picked: str) -> list[int]:
+    """Which of these rows are checked: all, none, or up to four spread over the call."""
+    if picked == "off":
+        return []
+    if picked == "all" or count <= 4:
+        return list(range(count))
+    return sorted({round(i * (count - 1) / 3) for i in range(4)})
