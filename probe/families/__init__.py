@@ -9,13 +9,25 @@ from probe.errors import ModelError, did_you_mean
 from probe.families.base import Family
 from probe.families.clip import CLIP
 from probe.families.difflmm import DIFFLMM
+from probe.families.flux import FLUX
 from probe.families.llava import LLAVA
+from probe.families.pixart import PIXART
 from probe.families.siglip import SIGLIP
 from probe.families.stable_diffusion import STABLE_DIFFUSION
+from probe.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 
 __all__ = ["FAMILIES", "Family", "family_of", "matches"]
 
-FAMILIES: tuple[Family, ...] = (LLAVA, DIFFLMM, CLIP, SIGLIP, STABLE_DIFFUSION)
+FAMILIES: tuple[Family, ...] = (
+    LLAVA,
+    DIFFLMM,
+    CLIP,
+    SIGLIP,
+    STABLE_DIFFUSION,
+    PIXART,
+    STABLE_DIFFUSION_3,
+    FLUX,
+)
 
 
 def matches(thing: Any, patterns: tuple[str, ...]) -> bool:

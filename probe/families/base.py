@@ -25,6 +25,10 @@ class Family:
     class_token : True if the vision tower has a class token in front, which the feature selection may keep or drop.
     image_processors : class names of the image processors whose geometry is known to be resize, pad and centre crop.
     kind : what it does with an image: a "language model" speaks about it, an "image encoder" embeds it, "diffusion" denoises it.
+    denoiser : class names of what denoises in a diffusion pipeline.
+    text_encoders : parts of a diffusion pipeline whose states are the words of its keys, in the order of the keys. Those of one
+        group stand side by side in the channels, so that each key is one word of all of them; the groups follow each other.
+    text_first : whether text comes before the patches where both are keys of one attention; ``None`` where they never are.
     """
 
     name: str
@@ -35,3 +39,6 @@ class Family:
     class_token: bool
     image_processors: tuple[str, ...]
     kind: Kind = "language model"
+    denoiser: tuple[str, ...] = ()
+    text_encoders: tuple[tuple[str, ...], ...] = ()
+    text_first: bool | None = None
