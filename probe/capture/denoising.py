@@ -24,7 +24,7 @@ from probe.layout import Indices, resolve_indices
 from probe.models import Subject
 from probe.text import shorten
 
-__all__ = ["Denoised", "draw_noise", "noise_and_record"]
+__all__ = ["Denoised", "draw_noise", "latent_preparation", "noise_and_record"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def noise_and_record(
         raise InputError(f"reduce must be 'all' or 'mean'; found {reduce!r}.")
     prompt_keys(pipeline, text)
     image = read_image(picture)
-    preparation = _preparation(pipeline, denoiser, image_size(image))
+    preparation = latent_preparation(pipeline, denoiser, image_size(image))
 
     def recorder() -> DiffusionRecorder:
         return DiffusionRecorder(
@@ -153,7 +153,7 @@ def _require_counts(seed: Any, draws: Any) -> None:
             raise InputError(f"{name} must be a whole number of {least} or more, found {value!r}.")
 
 
-def _preparation(pipeline: Any, denoiser: Denoiser, size: tuple[int, int]) -> Preparation:
+def latent_preparation(pipeline: Any, denoiser: Denoiser, size: tuple[int, int]) -> Preparation:
     """The picture squashed to the model's own size, whatever its shape was."""
     factor = int(pipeline.vae_scale_factor)
     if min(size) < factor:

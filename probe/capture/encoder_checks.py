@@ -15,6 +15,7 @@ from probe.capture.modules import image_encoder
 from probe.capture.painting import paint_patches
 from probe.capture.questions import (
     PARITY,
+    Answer,
     CheckReport,
     CheckResult,
     Question,
@@ -79,7 +80,7 @@ def _all_queries(subject: Subject, picture: Any, pixels: Tensor) -> tuple[Any, .
     return "class token", list(range(grid.shape[0] * grid.shape[1]))
 
 
-def _certificate(subject: Subject, picture: Any, pixels: Tensor) -> tuple[bool, str, str]:
+def _certificate(subject: Subject, picture: Any, pixels: Tensor) -> Answer:
     found = [
         _record(subject, picture, pixels, queries=queries, verify="all").certificate
         for queries in _all_queries(subject, picture, pixels)
@@ -88,10 +89,10 @@ def _certificate(subject: Subject, picture: Any, pixels: Tensor) -> tuple[bool, 
     shown = (
         f"{worst.max_error:.1e} of the output over {sum(one.rows for one in found)} rows in {found[-1].layers} layers"
     )
-    return all(one.passed for one in found), shown, f"{worst.tolerance:.0e}"
+    return all(one.passed for one in found), shown, f"{worst.tolerance:.0e}", worst.max_error
 
 
-def _eager_parity(subject: Subject, picture: Any, pixels: Tensor) -> tuple[bool, str, str]:
+def _eager_parity(subject: Subject, picture: Any, pixels: Tensor) -> Answer:
     """Recorded weights against the encoder's eager attentions of the very same pass, so that only the recorder can differ."""
     _, tower, _ = image_encoder(subject.model)
     used = tower.config._attn_implementation
@@ -109,7 +110,7 @@ def _eager_parity(subject: Subject, picture: Any, pixels: Tensor) -> tuple[bool,
     finally:
         tower.set_attn_implementation(used)
     allowed = PARITY.get(subject.model.dtype, 1e-6)
-    return off <= allowed, f"{off:.1e}", f"{allowed:.0e}"
+    return off <= allowed, f"{off:.1e}", f"{allowed:.0e}", off
 
 
 def _reference(subject: Subject, pixels: Tensor, *, pooling: bool) -> list[Tensor]:
@@ -136,7 +137,7 @@ def _reference(subject: Subject, pixels: Tensor, *, pooling: bool) -> list[Tenso
     return found
 
 
-def _identical(subject: Subject, pixels: Tensor) -> tuple[bool, str, str]:
+def _identical(subject: Subject, pixels: Tensor) -> Answer:
     plain = _encode(subject, pixels)
     with EncoderRecorder(subject.model, subject.processor):
         watched = _encode(subject, pixels)
@@ -148,7 +149,7 @@ def _identical(subject: Subject, pixels: Tensor) -> tuple[bool, str, str]:
     return same, "identical" if same else f"{off:.1e} apart", "identical"
 
 
-def _sum(subject: Subject, picture: Any) -> tuple[bool, str, str]:
+def _sum(subject: Subject, picture: Any) -> Answer:
     """Whether the parts of the similarity add up to the model's own."""
     found = decompose(subject, picture, _TEXTS)
     shown = f"{found.error:.1e} from the model's own similarity in {len(_TEXTS)} texts"

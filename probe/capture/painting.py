@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from probe.capture.geometry import preparation_of
 from probe.capture.modules import image_encoder
+from probe.capture.questions import Answer
 from probe.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _CELLS = 12  # patches that are painted, one at a time, to see which visual toke
 _OFF = 0.5  # pixels of the processed picture; rounding grey levels moves the middle of a change by far less
 
 
-def paint_patches(subject: Subject, picture: Any) -> tuple[bool, str, str]:
+def paint_patches(subject: Subject, picture: Any) -> Answer:
     """Paint one patch's box in the original image: does the visual token that the grid names move most, and do the changed
     pixels of the processed picture lie in its middle?"""
     patch = _patch_size(subject)
@@ -57,7 +58,7 @@ def paint_patches(subject: Subject, picture: Any) -> tuple[bool, str, str]:
             if off > _OFF:
                 wrong.append(f"({row}, {col}) is off by {off:.1f} pixels of the processed picture")
     detail = f"; {wrong[0]}" if wrong else ""
-    return not wrong, f"{len(wrong)} of {len(cells)} patches wrong{detail}", "0 wrong"
+    return not wrong, f"{len(wrong)} of {len(cells)} patches wrong{detail}", "0 wrong", len(wrong)
 
 
 def _enlarged(subject: Subject, picture: Any) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARITY",
+    "Answer",
     "CheckReport",
     "CheckResult",
     "Question",
@@ -32,17 +33,30 @@ __all__ = [
 #: recorder: the library's eager attention keeps scores in that type, and takes its softmax in float32 also for float64.
 PARITY = {torch.float64: 1e-6, torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-Question = Callable[[], tuple[bool, str, str]]
+#: Whether the answer is right, what was found, what is allowed, and what was found as a number where it is one.
+Answer = tuple[bool, str, str] | tuple[bool, str, str, float]
+Question = Callable[[], Answer]
+
+#: What the number of each question measures, by the question's name; the same for all kinds of models.
+_MEASURES = {
+    "certificate": "certificate",
+    "eager parity": "parity",
+    "parity with the plain processor": "parity",
+    "parity with plain attention": "parity",
+    "state restored": "state_differences",
+    "geometry": "geometry_wrong_cells",
+}
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One question about a model: what was found, and what is allowed."""
+    """One question about a model: what was found, what is allowed, and the found as a number where it is one."""
 
     name: str
     passed: bool
     found: str
     allowed: str
+    number: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,14 @@ class CheckReport:
     def passed(self) -> bool:
         """True if nothing failed."""
         return all(one.passed for one in self.results)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What was measured, by a name that is the same for every kind of model: "parity", "certificate", "state_differences" and
+        "geometry_wrong_cells"; only those that were asked and answered with a number."""
+        return {
+            _MEASURES[one.name]: one.number for one in self.results if one.name in _MEASURES and one.number is not None
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain types, for JSON."""
@@ -100,10 +122,11 @@ def _plain_configuration(part: nn.Module) -> Any:
     return config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else str(config)
 
 
-def restored(before: dict[str, Any], after: dict[str, Any]) -> tuple[bool, str, str]:
+def restored(before: dict[str, Any], after: dict[str, Any]) -> Answer:
     """Whether the recordings between two states left the model as it was."""
     changed = [name for name in before if before[name] != after[name]]
-    return not changed, f"changed: {', '.join(changed)}" if changed else "nothing changed", "nothing changed"
+    found = f"changed: {', '.join(changed)}" if changed else "nothing changed"
+    return not changed, found, "nothing changed", len(changed)
 
 
 def smooth_picture() -> Any:

@@ -53,7 +53,7 @@ class StepStore:
         found = torch.stack(self._kept) if self._sum is None else (self._sum / self.count).to(self._dtype)[None]
         if bool(torch.isnan(found).any()):
             raise CaptureError(
-                "A recorded row is not a number: the denoiser itself computes NaN (often in half precision), or every key of a row is "
-                "masked. Check whether the model's output is finite."
+                "A recorded row is not a number: the denoiser itself computes NaN (often in half precision), or every key of a row "
+                "is masked. Check whether the model's output is finite."
             )
         return found

@@ -41,12 +41,36 @@ def _stable_diffusion() -> Subject:
     return load_model(tiny_sd())
 
 
+def _pixart() -> Subject:
+    from probe.models import load_model
+    from probe.tiny.transformers import tiny_pixart
+
+    return load_model(tiny_pixart())
+
+
+def _stable_diffusion_3() -> Subject:
+    from probe.models import load_model
+    from probe.tiny.transformers import tiny_sd3
+
+    return load_model(tiny_sd3())
+
+
+def _flux() -> Subject:
+    from probe.models import load_model
+    from probe.tiny.transformers import tiny_flux
+
+    return load_model(tiny_flux())
+
+
 #: Family -> what makes its tiny model.
 TINY: dict[str, Callable[[], Subject]] = {
     "llava": _llava,
     "clip": _clip,
     "siglip": _siglip,
     "stable_diffusion": _stable_diffusion,
+    "pixart": _pixart,
+    "stable_diffusion_3": _stable_diffusion_3,
+    "flux": _flux,
 }
 
 
