@@ -35,7 +35,7 @@ def generate(pipeline: Any, prompt: Any = "a red circle", *, steps: int = 2, **o
 
 
 def plain_maps(pipeline: Any, calls: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[dict[str, Tensor]]:
-    """For each call of the transformer, {module name: (batch, head, query, key)} as a plain softmax gives them in double precision."""
+    """For each call of the transformer, {module name: (batch, head, query, key)} as a plain softmax gives them."""
 
     class Plain(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

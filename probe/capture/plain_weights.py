@@ -59,7 +59,7 @@ def softmax_weights(layers: Layers) -> Iterator[dict[str, Tensor]]:
             return (weights @ value.double()).to(value.dtype)
 
         used = torch.nn.functional.scaled_dot_product_attention
-        torch.nn.functional.scaled_dot_product_attention = plain
+        torch.nn.functional.scaled_dot_product_attention = plain  # type: ignore[assignment]
         try:
             module.forward(*args, **kwargs)
         finally:

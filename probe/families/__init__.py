@@ -9,12 +9,15 @@ from probe.errors import ModelError, did_you_mean
 from probe.families.base import Family
 from probe.families.clip import CLIP
 from probe.families.difflmm import DIFFLMM
+from probe.families.dinov2 import DINOV2
+from probe.families.dinov3 import DINOV3
 from probe.families.flux import FLUX
 from probe.families.llava import LLAVA
 from probe.families.pixart import PIXART
 from probe.families.siglip import SIGLIP
 from probe.families.stable_diffusion import STABLE_DIFFUSION
 from probe.families.stable_diffusion_3 import STABLE_DIFFUSION_3
+from probe.families.vit import VIT
 
 __all__ = ["FAMILIES", "Family", "family_of", "matches"]
 
@@ -23,6 +26,9 @@ FAMILIES: tuple[Family, ...] = (
     DIFFLMM,
     CLIP,
     SIGLIP,
+    DINOV2,
+    DINOV3,
+    VIT,
     STABLE_DIFFUSION,
     PIXART,
     STABLE_DIFFUSION_3,

@@ -34,6 +34,15 @@ def _siglip() -> Subject:
     return tiny_siglip()
 
 
+def _dino(kind: str) -> Callable[[], Subject]:
+    def make() -> Subject:
+        from probe.tiny.encoders import tiny_dino
+
+        return tiny_dino(kind)
+
+    return make
+
+
 def _stable_diffusion() -> Subject:
     from probe.models import load_model
     from probe.tiny.pipelines import tiny_sd
@@ -67,6 +76,9 @@ TINY: dict[str, Callable[[], Subject]] = {
     "llava": _llava,
     "clip": _clip,
     "siglip": _siglip,
+    "dinov2": _dino("dinov2_with_registers"),
+    "dinov3": _dino("dinov3_vit"),
+    "vit": _dino("vit"),
     "stable_diffusion": _stable_diffusion,
     "pixart": _pixart,
     "stable_diffusion_3": _stable_diffusion_3,
