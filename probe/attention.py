@@ -30,6 +30,7 @@ QueryKind = Literal[
     # Where one softmax spans patches and words there are two maps of a word, which must not be taken for each other.
     "patch reading text",
     "text reading patches",
+    "query row",
 ]
 Dimension = Literal["layer", "timestep", "head", "token"]
 
