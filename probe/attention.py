@@ -18,7 +18,7 @@ from probe.text import phrase_span
 
 __all__ = ["AttentionRecord", "LayerAttention"]
 
-Quantity = Literal["attention", "contribution", "relevance"]
+Quantity = Literal["attention", "contribution", "relevance", "concept similarity"]
 QueryKind = Literal[
     "generated token",
     "prompt token",
@@ -31,6 +31,7 @@ QueryKind = Literal[
     "patch reading text",
     "text reading patches",
     "query row",
+    "concept",
 ]
 Dimension = Literal["layer", "timestep", "head", "token"]
 

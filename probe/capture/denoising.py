@@ -24,7 +24,15 @@ from probe.layout import Indices, resolve_indices
 from probe.models import Subject
 from probe.text import shorten
 
-__all__ = ["Denoised", "draw_noise", "latent_preparation", "noise_and_record"]
+__all__ = [
+    "Denoised",
+    "chosen_timesteps",
+    "draw_noise",
+    "encode_picture",
+    "execution_device",
+    "latent_preparation",
+    "noise_and_record",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +101,7 @@ def noise_and_record(
         )
     pipeline = subject.model
     denoiser = denoiser_of(getattr(pipeline, "unet", None) or pipeline.transformer)
-    chosen = _timesteps(pipeline, timesteps)
+    chosen = chosen_timesteps(pipeline, timesteps)
     _require_counts(seed, draws)
     if reduce not in ("all", "mean"):
         raise InputError(f"reduce must be 'all' or 'mean'; found {reduce!r}.")
@@ -119,7 +127,7 @@ def noise_and_record(
     cells = (preparation.frame[0] // factor, preparation.frame[1] // factor)
     require_inside(recorder().patches or (), cells, denoiser.cell)
     with torch.inference_mode():
-        latents = _encoded(pipeline, image, preparation.frame)
+        latents = encode_picture(pipeline, image, preparation.frame)
         records = (
             _one_draw(pipeline, denoiser, recorder(), latents, text, timesteps=chosen, seed=seed, draw=draw)
             for draw in range(draws)
@@ -134,7 +142,8 @@ def draw_noise(shape: Sequence[int], *, seed: int, draw: int) -> Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(int(mixed)), dtype=torch.float32)
 
 
-def _timesteps(pipeline: Any, wanted: Sequence[int] | int) -> tuple[int, ...]:
+def chosen_timesteps(pipeline: Any, wanted: Sequence[int] | int) -> tuple[int, ...]:
+    """The timesteps asked for, if the pipeline's model was trained at them; ``InputError`` if not."""
     known = training_timesteps(pipeline)
     listed: list[Any] = list(wanted) if isinstance(wanted, (list, tuple, range)) else [wanted]
     if any(isinstance(one, int) and one < known[0] for one in listed):
@@ -167,7 +176,7 @@ def latent_preparation(pipeline: Any, denoiser: Denoiser, size: tuple[int, int])
     return Preparation(f"squash to {frame[0]} x {frame[1]}", size, frame, scale, (0.0, 0.0))
 
 
-def _encoded(pipeline: Any, image: Any, frame: tuple[int, int]) -> Tensor:
+def encode_picture(pipeline: Any, image: Any, frame: tuple[int, int]) -> Tensor:
     """(1, channel, row, col) latents of a picture: the mean of the autoencoder's posterior, scaled as the denoiser expects it."""
     processor, vae = pipeline.image_processor, pipeline.vae
     pixels = processor.preprocess(image, height=frame[0], width=frame[1])
@@ -178,7 +187,7 @@ def _encoded(pipeline: Any, image: Any, frame: tuple[int, int]) -> Tensor:
         )
     if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
         vae = copy.deepcopy(vae).float()  # SDXL's gives NaN in half precision; the user's own stays as it is
-    latents = vae.encode(pixels.to(_device(pipeline), vae.dtype)).latent_dist.mode()
+    latents = vae.encode(pixels.to(execution_device(pipeline), vae.dtype)).latent_dist.mode()
     mean, spread = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and spread is not None:
         mean, spread = (
@@ -189,7 +198,8 @@ def _encoded(pipeline: Any, image: Any, frame: tuple[int, int]) -> Tensor:
     return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
 
 
-def _device(pipeline: Any) -> torch.device:
+def execution_device(pipeline: Any) -> torch.device:
+    """Where a pipeline computes."""
     # Where offloading keeps the modules in host memory, this one says where they run.
     return getattr(pipeline, "_execution_device", pipeline.device)
 
@@ -208,7 +218,7 @@ def _one_draw(
     """The record of one draw of noise at each timestep."""
     noise = draw_noise(latents.shape, seed=seed, draw=draw).to(latents)
     with recorder:
-        states = encode_text(pipeline, text, device=_device(pipeline))
+        states = encode_text(pipeline, text, device=execution_device(pipeline))
         for number in timesteps:
             noised = noise_at(pipeline, latents, noise, number).to(denoiser.module.dtype)
             denoiser.run(pipeline, states, noised, number)

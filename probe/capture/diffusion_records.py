@@ -21,7 +21,7 @@ from probe.text import shorten
 if TYPE_CHECKING:
     from probe.capture.diffusion import DiffusionRecorder
 
-__all__ = ["assemble_diffusion"]
+__all__ = ["assemble_diffusion", "pipeline_source"]
 
 
 def assemble_diffusion(recorder: DiffusionRecorder, image: Any) -> AttentionRecord:
@@ -122,24 +122,47 @@ def _certificate(recorder: DiffusionRecorder) -> Certificate:
 
 
 def _source(recorder: DiffusionRecorder, preparation: Preparation) -> Source:
+    conditioning = recorder.conditioning
+    return pipeline_source(
+        conditioning.family,
+        conditioning.model,
+        recorder.denoiser.module,
+        dtype=recorder.dtype,
+        preparation=preparation.steps,
+        prompt=conditioning.prompt,
+        seed=conditioning.seed,
+        ablation="; ".join(recorder.edits),
+    )
+
+
+def pipeline_source(
+    family: str,
+    model: str,
+    denoiser: Any,
+    *,
+    preparation: str,
+    prompt: str,
+    seed: int | None,
+    dtype: torch.dtype | None = None,
+    ablation: str = "",
+) -> Source:
+    """Where a record of this denoiser comes from."""
     import probe
 
-    conditioning = recorder.conditioning
-    names = ("diffusers", "transformers")
     return Source(
-        family=conditioning.family,
-        model=conditioning.model,
-        revision=str(getattr(recorder.denoiser.module.config, "_commit_hash", None) or ""),
+        family=family,
+        model=model,
+        revision=str(getattr(denoiser.config, "_commit_hash", None) or ""),
         tap="torch scaled_dot_product_attention",
         kernel=KERNEL,
-        dtype=str(recorder.dtype).removeprefix("torch."),
-        preparation=preparation.steps,
-        prompt=shorten(conditioning.prompt, 2000),
+        dtype=str(dtype or denoiser.dtype).removeprefix("torch."),
+        preparation=preparation,
+        prompt=shorten(prompt, 2000),
         versions={
             "groundprobe": probe.__version__,
             "torch": torch.__version__,
-            **{name: importlib.metadata.version(name) for name in names},
+            **{name: importlib.metadata.version(name) for name in ("diffusers", "transformers")},
         },
-        seed=conditioning.seed,
-        ablation="; ".join(recorder.edits),
+        seed=seed,
+        ablation=ablation,
     )

@@ -70,8 +70,8 @@ def find_layers(model: nn.Module, pattern: str) -> list[OwnLayer]:
         numbers = sorted(number for number, _ in members)
         if numbers != list(range(len(numbers))):
             raise InputError(
-                f"attention={pattern!r} fits the heads {numbers} of {name}; they must be numbered from 0 without a gap, so that each "
-                "keeps its own number."
+                f"attention={pattern!r} fits the heads {numbers} of {name}; they must be numbered from 0 without a gap, so that "
+                "each keeps its own number."
             )
     layers = [
         OwnLayer(name, tuple(one for _, one in sorted(members, key=lambda pair: pair[0])))
