@@ -23,6 +23,7 @@ _PUBLIC = {
     "attend_and_segment": "probe.grounding.segment",
     "check": "probe.capture.checks",
     "compare": "probe.comparing",
+    "concept_maps": "probe.capture.concepts",
     "contributions": "probe.capture.decomposition",
     "emergence": "probe.training_curves",
     "find_checkpoints": "probe.checkpoints",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from probe.callbacks import GroundingCallback as GroundingCallback
     from probe.capture.ablation import ablate as ablate
     from probe.capture.checks import check as check
+    from probe.capture.concepts import concept_maps as concept_maps
     from probe.capture.decomposition import contributions as contributions
     from probe.capture.recorder import record as record
     from probe.checkpoints import find_checkpoints as find_checkpoints

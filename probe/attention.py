@@ -18,9 +18,20 @@ from probe.text import phrase_span
 
 __all__ = ["AttentionRecord", "LayerAttention"]
 
-Quantity = Literal["attention", "contribution", "relevance"]
+Quantity = Literal["attention", "contribution", "relevance", "concept similarity"]
 QueryKind = Literal[
-    "generated token", "prompt token", "class token", "pooling query", "text token", "caption token", "patch"
+    "generated token",
+    "prompt token",
+    "class token",
+    "pooling query",
+    "text token",
+    "caption token",
+    "patch",
+    # Where one softmax spans patches and words there are two maps of a word, which must not be taken for each other.
+    "patch reading text",
+    "text reading patches",
+    "query row",
+    "concept",
 ]
 Dimension = Literal["layer", "timestep", "head", "token"]
 

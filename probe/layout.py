@@ -273,3 +273,14 @@ class Layout:
     def image(self) -> tuple[int, ...]:
         """Every image position, in a grid or not, in ascending order."""
         return tuple(sorted({*self.other, *(place for view in self.views for place in view.positions)}))
+
+    @classmethod
+    def of_patches(cls, grid: PatchGrid, *, before: int = 0, after: int = 0) -> Layout:
+        """The layout of one picture whose patches follow each other row by row, with that many other positions before and after.
+
+        >>> grid = PatchGrid.from_affine((224, 224), shape=(14, 14), patch_size=16)
+        >>> Layout.of_patches(grid, before=1)   # a class token and 14 x 14 patches
+        """
+        count = grid.shape[0] * grid.shape[1]
+        view = View("image 0", grid, tuple(range(before, before + count)))
+        return cls((view,), before + count + after, bos=0 if before else None)

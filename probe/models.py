@@ -125,7 +125,9 @@ def _load_parts(folder: str, *, dtype: Any, trust_remote_code: bool) -> tuple[An
     config = transformers.AutoConfig.from_pretrained(folder, **remote)
     family = family_of(config)
     processor = transformers.AutoProcessor.from_pretrained(folder, **remote)
-    if not hasattr(processor, "image_processor"):
+    # An encoder that reads no text is saved with an image processor alone.
+    alone = family.kind == "image encoder" and hasattr(processor, "do_resize")
+    if not (hasattr(processor, "image_processor") or alone):
         raise ModelError("there is no image processor beside its tokenizer; preprocessor_config.json is missing.")
     encoder = family.kind == "image encoder"
     loader = transformers.AutoModel if encoder else transformers.AutoModelForImageTextToText

@@ -45,7 +45,7 @@ def load_pipeline(folder: Path, *, dtype: Any, device: str) -> tuple[Any, Family
             parts[name] = _part(folder, name, library, class_name, dtype=dtype).eval()
     if "requires_safety_checker" in index:
         parts["requires_safety_checker"] = False
-    with _quiet():
+    with quiet():
         pipeline = kind.from_pretrained(str(folder), dtype=dtype, **parts)
     return pipeline.to(device), family
 
@@ -101,14 +101,14 @@ def _part(folder: Path, name: str, library: str, class_name: str, *, dtype: Any)
     kind = getattr(importlib.import_module(library), class_name)
     # With a shape that differs the one library raises by itself, the other reports it only if asked to go on.
     options = {"dtype": dtype} | ({} if library == "diffusers" else {"ignore_mismatched_sizes": True})
-    with _quiet():
+    with quiet():
         model, found = kind.from_pretrained(str(folder / name), output_loading_info=True, **options)
     require_complete(found, f"the {name}'s")
     return model
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back the library's loading bars, and its warnings of what is raised here or wanted so."""
     from diffusers.utils import logging
 

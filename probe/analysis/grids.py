@@ -67,4 +67,4 @@ def mean_of_layers(record: AttentionRecord) -> AttentionRecord:
 
 def patches_share(record: AttentionRecord) -> bool:
     """True if a layer's values are shares that its patches divide among them; False if each patch has its own."""
-    return record.softmax_over != "tokens"
+    return record.softmax_over != "tokens" and record.query_kind != "patch reading text"

@@ -27,7 +27,13 @@ __all__ = [
     "unfairness",
 ]
 
-_ASKED = {"generated token": "answer tokens", "prompt token": "prompt tokens", "text token": "text tokens"}
+_ASKED = {
+    "generated token": "answer tokens",
+    "prompt token": "prompt tokens",
+    "text token": "text tokens",
+    "patch reading text": "patches that read text",
+    "text reading patches": "text that reads patches",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +65,11 @@ class Traits:
     def of(cls, record: AttentionRecord, reading: Reading) -> Traits:
         """The record's traits; of one row for all phrases there is nothing to subtract, so it is read as recorded."""
         chosen: Reading = "attention" if is_single_row(record) else reading
-        return cls(record.quantity, record.softmax_over, chosen)
+        over: str | None = record.softmax_over
+        if record.query_kind == "patch reading text":
+            # Each patch spreads 1 of its own: not what a token that reads patches spreads, though both spread it over the sequence.
+            over = f"{over}, from each patch"
+        return cls(record.quantity, over, chosen)
 
     def __str__(self) -> str:
         over = "no softmax" if self.softmax_over is None else f"softmax over {self.softmax_over}"

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from probe.capture.assemble import normalisation_note, seed_of
-from probe.capture.conditioning import Keys, Tell
+from probe.capture.conditioning import Tell
+from probe.capture.denoisers import denoiser_of
 from probe.capture.geometry import Preparation, preparation_of
 from probe.capture.hooks import watch_forward
+from probe.capture.prompts import Keys
 from probe.capture.unets import find_unet
 from probe.errors import CaptureError, InputError
 from probe.families import family_of
@@ -36,8 +38,9 @@ class CaptionConditioning:
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.language_model, self.processor = model, processor
-        self.unet = find_unet(model)
-        name = next(name for name, one in model.named_modules() if one is self.unet)
+        unet = find_unet(model)
+        self.denoiser = denoiser_of(unet)
+        name = next(name for name, one in model.named_modules() if one is unet)
         self.tower: nn.Module = model.get_submodule(name.rpartition(".")[0])
         self.family = family_of(model).name
         self.model = str(getattr(model.config, "name_or_path", "") or type(model).__name__)

@@ -1,4 +1,4 @@
-"""A real picture seen by a diffusion model: encoded, noised at a timestep, and denoised by one pass of the U-Net."""
+"""A real picture seen by a diffusion model: encoded, noised at a timestep, and denoised by one pass."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ import torch
 from torch import Tensor
 
 from probe.attention import AttentionRecord, LayerAttention
-from probe.capture.conditioning import prompt_keys
+from probe.capture.denoisers import Denoiser, denoiser_of
 from probe.capture.diffusion import Cells, DiffusionRecorder, require_inside
 from probe.capture.geometry import Preparation
-from probe.capture.unets import Place
+from probe.capture.noising import encode_text, noise_at, training_timesteps
+from probe.capture.places import Place
+from probe.capture.prompts import prompt_keys
 from probe.errors import CaptureError, InputError
 from probe.images import image_size, read_image
 from probe.layout import Indices, resolve_indices
 from probe.models import Subject
 from probe.text import shorten
 
-__all__ = ["Denoised", "draw_noise", "noise_and_record"]
+__all__ = [
+    "Denoised",
+    "chosen_timesteps",
+    "draw_noise",
+    "encode_picture",
+    "execution_device",
+    "latent_preparation",
+    "noise_and_record",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Denoised:
-    """What a U-Net looked at while it denoised one picture.
+    """What a diffusion model looked at while it denoised one picture.
 
     Attributes
     ----------
@@ -47,7 +57,7 @@ def noise_and_record(
     timesteps: Sequence[int] | int = (100,),
     seed: int = 0,
     draws: int = 1,
-    place: Place = "cross-attention",
+    place: Place | None = None,
     layers: Indices | str | Sequence[str] = None,
     heads: Indices = None,
     reduce: Literal["all", "mean"] = "all",
@@ -60,15 +70,17 @@ def noise_and_record(
     >>> found = noise_and_record(probe.load_model("lab/diffusion"), "photo.jpg", "a red circle", timesteps=(100, 200))
     >>> found.record["red circle"].heatmap()
 
-    The picture is squashed to the size that the U-Net was trained on and encoded (the mean of the autoencoder's posterior); noise
-    is added for each timestep; the U-Net runs once a timestep and draw, with this text and without guidance.
+    The picture is squashed to the size that the model was trained on and encoded (the mean of the autoencoder's posterior); noise
+    is added for each timestep as it was in training; the model runs once a timestep and draw, with this text and without guidance.
+    (A Flux that was distilled from guidance is told its pipeline's default scale.)
 
     Parameters
     ----------
-    subject : a Stable Diffusion pipeline, from ``load_model``.
+    subject : a diffusion pipeline, from ``load_model``.
     picture : path, PIL image or (height, width, 3) uint8 array.
     text : what the picture shows; the prompt.
-    timesteps : numbers of the training schedule, from 0 (no noise to speak of) up.
+    timesteps : numbers of the training schedule: from 0 (no noise to speak of) to 999; in flow matching (Stable Diffusion 3, Flux)
+        from 1 to 1000, where t means t / 1000 noise and the rest picture.
     seed : with the number of the draw it determines the noise, and nothing else does: the same on any machine, for any timestep.
     draws : how often noise is drawn; the record is the mean over the draws.
     place, layers, heads, patches, verify, offload : see ``DiffusionRecorder``.
@@ -88,13 +100,14 @@ def noise_and_record(
             'load_model("lab/diffusion"), for instance.'
         )
     pipeline = subject.model
-    chosen = _timesteps(pipeline, timesteps)
+    denoiser = denoiser_of(getattr(pipeline, "unet", None) or pipeline.transformer)
+    chosen = chosen_timesteps(pipeline, timesteps)
     _require_counts(seed, draws)
     if reduce not in ("all", "mean"):
         raise InputError(f"reduce must be 'all' or 'mean'; found {reduce!r}.")
     prompt_keys(pipeline, text)
     image = read_image(picture)
-    preparation = _preparation(pipeline, image_size(image))
+    preparation = latent_preparation(pipeline, denoiser, image_size(image))
 
     def recorder() -> DiffusionRecorder:
         return DiffusionRecorder(
@@ -110,12 +123,13 @@ def noise_and_record(
         )
 
     # What cannot be recorded is refused before the picture is encoded.
-    factor = int(pipeline.vae_scale_factor)
-    require_inside(recorder().patches or (), (preparation.frame[0] // factor, preparation.frame[1] // factor))
+    factor = int(pipeline.vae_scale_factor) * denoiser.side
+    cells = (preparation.frame[0] // factor, preparation.frame[1] // factor)
+    require_inside(recorder().patches or (), cells, denoiser.cell)
     with torch.inference_mode():
-        latents = _encoded(pipeline, image, preparation.frame)
+        latents = encode_picture(pipeline, image, preparation.frame)
         records = (
-            _one_draw(pipeline, recorder(), latents, text, timesteps=chosen, seed=seed, draw=draw)
+            _one_draw(pipeline, denoiser, recorder(), latents, text, timesteps=chosen, seed=seed, draw=draw)
             for draw in range(draws)
         )
         return _averaged(records, draws)
@@ -128,14 +142,18 @@ def draw_noise(shape: Sequence[int], *, seed: int, draw: int) -> Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(int(mixed)), dtype=torch.float32)
 
 
-def _timesteps(pipeline: Any, wanted: Sequence[int] | int) -> tuple[int, ...]:
-    count = pipeline.scheduler.config.num_train_timesteps
+def chosen_timesteps(pipeline: Any, wanted: Sequence[int] | int) -> tuple[int, ...]:
+    """The timesteps asked for, if the pipeline's model was trained at them; ``InputError`` if not."""
+    known = training_timesteps(pipeline)
     listed: list[Any] = list(wanted) if isinstance(wanted, (list, tuple, range)) else [wanted]
-    if any(isinstance(one, int) and one < 0 for one in listed):
+    if any(isinstance(one, int) and one < known[0] for one in listed):
         raise InputError(
-            f"timesteps={tuple(listed)!r} must be numbers of the schedule, 0 to {count - 1}; they are not negative."
+            f"timesteps={tuple(listed)!r} must be numbers of the schedule, {known[0]} to {known[-1]}; they are not negative"
+            f"{', and at 0 there is no noise' if known[0] else ''}."
         )
-    return resolve_indices(listed, count, what="timestep")
+    if known[0] and any(isinstance(one, int) and one > known[-1] for one in listed):
+        raise InputError(f"timesteps={tuple(listed)!r} must be numbers of the schedule, {known[0]} to {known[-1]}.")
+    return resolve_indices(listed, known[-1] + 1, what="timestep")
 
 
 def _require_counts(seed: Any, draws: Any) -> None:
@@ -144,23 +162,22 @@ def _require_counts(seed: Any, draws: Any) -> None:
             raise InputError(f"{name} must be a whole number of {least} or more, found {value!r}.")
 
 
-def _preparation(pipeline: Any, size: tuple[int, int]) -> Preparation:
-    """The picture squashed to the U-Net's own size, whatever its shape was."""
+def latent_preparation(pipeline: Any, denoiser: Denoiser, size: tuple[int, int]) -> Preparation:
+    """The picture squashed to the model's own size, whatever its shape was."""
     factor = int(pipeline.vae_scale_factor)
     if min(size) < factor:
         raise InputError(
             f"The image has {size[0]} x {size[1]} pixels (height x width), less than the {factor} x {factor} of one latent; give a "
             "larger one."
         )
-    sample = pipeline.unet.config.sample_size
-    rows, cols = (sample, sample) if isinstance(sample, int) else sample
-    frame = (int(rows) * factor, int(cols) * factor)
+    rows, cols = denoiser.size(pipeline)
+    frame = (rows * factor, cols * factor)
     scale = (frame[0] / size[0], frame[1] / size[1])
     return Preparation(f"squash to {frame[0]} x {frame[1]}", size, frame, scale, (0.0, 0.0))
 
 
-def _encoded(pipeline: Any, image: Any, frame: tuple[int, int]) -> Tensor:
-    """(1, channel, row, col) latents of a picture: the mean of the autoencoder's posterior, scaled as the U-Net expects it."""
+def encode_picture(pipeline: Any, image: Any, frame: tuple[int, int]) -> Tensor:
+    """(1, channel, row, col) latents of a picture: the mean of the autoencoder's posterior, scaled as the denoiser expects it."""
     processor, vae = pipeline.image_processor, pipeline.vae
     pixels = processor.preprocess(image, height=frame[0], width=frame[1])
     if tuple(pixels.shape) != (1, 3, *frame):
@@ -170,23 +187,26 @@ def _encoded(pipeline: Any, image: Any, frame: tuple[int, int]) -> Tensor:
         )
     if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
         vae = copy.deepcopy(vae).float()  # SDXL's gives NaN in half precision; the user's own stays as it is
-    latents = vae.encode(pixels.to(_device(pipeline), vae.dtype)).latent_dist.mode()
+    latents = vae.encode(pixels.to(execution_device(pipeline), vae.dtype)).latent_dist.mode()
     mean, spread = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and spread is not None:
         mean, spread = (
             torch.tensor(one, dtype=latents.dtype, device=latents.device).view(1, -1, 1, 1) for one in (mean, spread)
         )
         latents = (latents - mean) / spread
-    return latents * vae.config.scaling_factor
+    # Stable Diffusion 3 and Flux move their latents besides.
+    return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
 
 
-def _device(pipeline: Any) -> torch.device:
+def execution_device(pipeline: Any) -> torch.device:
+    """Where a pipeline computes."""
     # Where offloading keeps the modules in host memory, this one says where they run.
     return getattr(pipeline, "_execution_device", pipeline.device)
 
 
 def _one_draw(
     pipeline: Any,
+    denoiser: Denoiser,
     recorder: DiffusionRecorder,
     latents: Tensor,
     text: str,
@@ -196,35 +216,14 @@ def _one_draw(
     draw: int,
 ) -> AttentionRecord:
     """The record of one draw of noise at each timestep."""
-    from diffusers import DDPMScheduler
-
-    device, unet = _device(pipeline), pipeline.unet
-    # The noise is that of training. A sampler's own add_noise may know only the timesteps that it was set to, or move its tables.
-    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     noise = draw_noise(latents.shape, seed=seed, draw=draw).to(latents)
     with recorder:
-        states = pipeline.encode_prompt(text, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+        states = encode_text(pipeline, text, device=execution_device(pipeline))
         for number in timesteps:
-            noised = scheduler.add_noise(latents, noise, torch.tensor([number], device=latents.device)).to(unet.dtype)
-            unet(
-                noised,
-                torch.tensor(number, device=device),
-                encoder_hidden_states=states[0],
-                added_cond_kwargs=_added(pipeline, states, noised),
-                return_dict=False,
-            )
+            noised = noise_at(pipeline, latents, noise, number).to(denoiser.module.dtype)
+            denoiser.run(pipeline, states, noised, number)
     record = recorder.result()
     return replace(record, source=replace(record.source, seed=seed))
-
-
-def _added(pipeline: Any, states: Sequence[Any], latents: Tensor) -> dict[str, Tensor] | None:
-    """What SDXL's U-Net is told besides: the pooled text, and a picture of full size that was not cropped."""
-    if pipeline.unet.config.addition_embed_type != "text_time":
-        return None
-    factor = int(pipeline.vae_scale_factor)
-    height, width = latents.shape[-2] * factor, latents.shape[-1] * factor
-    times = torch.tensor([[height, width, 0, 0, height, width]], dtype=states[2].dtype, device=states[2].device)
-    return {"text_embeds": states[2], "time_ids": times}
 
 
 def _averaged(records: Iterator[AttentionRecord], draws: int) -> Denoised:

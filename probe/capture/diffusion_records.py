@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from probe.attention import AttentionRecord, LayerAttention
+from probe.attention import AttentionRecord, LayerAttention, QueryKind
 from probe.capture.geometry import Preparation
+from probe.capture.readings import IMAGE, Reading
 from probe.capture.sdpa import KERNEL
-from probe.capture.unets import grid_shape, level_of
 from probe.capture.weights import tolerance_of
 from probe.errors import CertificateError
 from probe.layout import REST_PLACES, PatchGrid
@@ -21,30 +21,33 @@ from probe.text import shorten
 if TYPE_CHECKING:
     from probe.capture.diffusion import DiffusionRecorder
 
-__all__ = ["assemble_diffusion"]
+__all__ = ["assemble_diffusion", "pipeline_source"]
 
 
 def assemble_diffusion(recorder: DiffusionRecorder, image: Any) -> AttentionRecord:
     """The record of a recorder's finished pass; see ``DiffusionRecorder.result``."""
-    keys, latent = recorder.keys, recorder.latent
-    assert keys is not None  # for the type checker: every finished pass has both
-    assert latent is not None
-    preparation = recorder.given_preparation or recorder.conditioning.preparation(latent, image)
-    crossed = recorder.place == "cross-attention"
+    reading, cells = recorder.reading, recorder.cells
+    assert reading is not None  # for the type checker: every finished pass has both
+    assert cells is not None
+    preparation = recorder.given_preparation or recorder.conditioning.preparation(cells, image)
     # Maps that are no numbers say more of the cause than the certificate that they fail.
-    layers = tuple(_layer(recorder, module, name, preparation) for module, name in recorder.layers.items())
-    cells = [f"({row}, {col})" for row, col in recorder.cells]
+    layers = tuple(_layer(recorder, reading, module, name, preparation) for module, name in recorder.layers.items())
     count = len(recorder.steps)
+    keys = reading.keys
+    tokens = [(keys.tokens[i], keys.token_ids[i], keys.spans[i]) for i in reading.tokens]
+    if reading.place == "image to text":
+        tokens.append((IMAGE, -1, (0, 0)))
+    tokens += [(f"({row}, {col})", -1, (0, 0)) for row, col in reading.cells]
     return AttentionRecord(
         layers=layers,
         quantity="attention",
-        query_kind=keys.kind if crossed else "patch",
-        tokens=keys.tokens if crossed else tuple(cells),
-        token_ids=keys.token_ids if crossed else (-1,) * len(cells),
-        spans=keys.spans if crossed else ((0, 0),) * len(cells),
-        text=keys.text if crossed else "",
+        query_kind=_query_kind(reading),
+        tokens=tuple(token for token, _, _ in tokens),
+        token_ids=tuple(number for _, number, _ in tokens),
+        spans=tuple(span for _, _, span in tokens),
+        text="" if reading.cells else keys.text,
         image_size=preparation.image_size,
-        softmax_over="tokens" if crossed else "patches",
+        softmax_over="sequence" if reading.joint else "tokens" if reading.of_words else "patches",
         query_row=None,
         certificate=_certificate(recorder),
         source=_source(recorder, preparation),
@@ -52,33 +55,45 @@ def assemble_diffusion(recorder: DiffusionRecorder, image: Any) -> AttentionReco
     )
 
 
-def _layer(recorder: DiffusionRecorder, module: nn.Module, name: str, preparation: Preparation) -> LayerAttention:
+def _query_kind(reading: Reading) -> QueryKind:
+    """Who asks: in joint attention a map of patches that read a word is not one of a word that reads patches."""
+    if reading.place == "image to text":
+        return "patch reading text"
+    if reading.place == "text to image":
+        return "text reading patches"
+    return reading.keys.kind if reading.of_words else "patch"
+
+
+def _layer(
+    recorder: DiffusionRecorder, reading: Reading, module: nn.Module, name: str, preparation: Preparation
+) -> LayerAttention:
     values = recorder.stores[module].finished()
     steps, heads, tokens, rows, cols = values.shape
-    assert recorder.latent is not None  # for the type checker: every finished pass has it
-    level = level_of(rows * cols, recorder.latent)
+    assert recorder.cells is not None  # for the type checker: every finished pass has it
+    level, shape = recorder.denoiser.grid(rows * cols, recorder.cells)
     # The latents of a whole picture, also where it is no whole number of patches: the last ones then reach beyond it.
     grid = PatchGrid.from_affine(
         preparation.image_size,
-        shape=grid_shape(recorder.latent, level),
-        patch_size=preparation.frame[0] // recorder.latent[0] << level,
+        shape=shape,
+        patch_size=preparation.frame[0] // recorder.cells[0] << level,
         scale=preparation.scale,
         offset=preparation.offset,
     )
-    words = (
-        list(range(tokens))
-        if recorder.place == "self-attention"
-        else list(recorder.keys.words if recorder.keys else ())
-    )
+    words = [place for place, token in enumerate(reading.tokens) if token in reading.keys.words]
+    if reading.cells:
+        words = list(range(tokens))
     # A text without words has no mean over them, and nothing to subtract.
     mean = values[:, :, words].mean(2) if words else values.new_zeros(steps, heads, rows, cols)
+    elsewhere = recorder.rests[module]
     return LayerAttention(
         name=name,
         view="image 0",
         grid=grid,
         values=values,
         token_mean=mean,
-        rest=values.new_zeros(steps, heads, tokens, len(REST_PLACES)),
+        rest=elsewhere.finished()[..., 0, :]
+        if elsewhere.count
+        else values.new_zeros(steps, heads, tokens, len(REST_PLACES)),
         heads=recorder.heads[module],
         timesteps=(-1,) if recorder.timesteps == "mean" else tuple(recorder.steps),
     )
@@ -97,34 +112,57 @@ def _certificate(recorder: DiffusionRecorder) -> Certificate:
         raise CertificateError(
             f"The recorded attention does not rebuild what the model computed: largest error {recorder.max_error:.1e} of the "
             f"output in {recorder.worst}, allowed {tolerance:.0e} for {recorder.dtype} under {KERNEL!r}. The attention processor "
-            "does something that is not known here; call unet.set_attn_processor(AttnProcessor2_0())."
+            "does something that is not known here; give the model the library's own back (set_attn_processor)."
         )
     patches = sum(store.patches for store in recorder.stores.values())
-    tokens = len(recorder.keys.tokens) if recorder.keys is not None else 0
+    tokens = len(recorder.reading.keys.tokens) if recorder.reading is not None else 0
     return Certificate(
         recorder.verify, recorder.checked_rows, recorder.max_error, tolerance, len(recorder.layers), tokens, patches
     )
 
 
 def _source(recorder: DiffusionRecorder, preparation: Preparation) -> Source:
+    conditioning = recorder.conditioning
+    return pipeline_source(
+        conditioning.family,
+        conditioning.model,
+        recorder.denoiser.module,
+        dtype=recorder.dtype,
+        preparation=preparation.steps,
+        prompt=conditioning.prompt,
+        seed=conditioning.seed,
+        ablation="; ".join(recorder.edits),
+    )
+
+
+def pipeline_source(
+    family: str,
+    model: str,
+    denoiser: Any,
+    *,
+    preparation: str,
+    prompt: str,
+    seed: int | None,
+    dtype: torch.dtype | None = None,
+    ablation: str = "",
+) -> Source:
+    """Where a record of this denoiser comes from."""
     import probe
 
-    conditioning = recorder.conditioning
-    names = ("diffusers", "transformers")
     return Source(
-        family=conditioning.family,
-        model=conditioning.model,
-        revision=str(getattr(recorder.unet.config, "_commit_hash", None) or ""),
+        family=family,
+        model=model,
+        revision=str(getattr(denoiser.config, "_commit_hash", None) or ""),
         tap="torch scaled_dot_product_attention",
         kernel=KERNEL,
-        dtype=str(recorder.dtype).removeprefix("torch."),
-        preparation=preparation.steps,
-        prompt=shorten(conditioning.prompt, 2000),
+        dtype=str(dtype or denoiser.dtype).removeprefix("torch."),
+        preparation=preparation,
+        prompt=shorten(prompt, 2000),
         versions={
             "groundprobe": probe.__version__,
             "torch": torch.__version__,
-            **{name: importlib.metadata.version(name) for name in names},
+            **{name: importlib.metadata.version(name) for name in ("diffusers", "transformers")},
         },
-        seed=conditioning.seed,
-        ablation="; ".join(recorder.edits),
+        seed=seed,
+        ablation=ablation,
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from probe.attention import AttentionRecord
 from probe.capture.decomposition import decompose
 from probe.capture.encoders import EncoderRecorder
+from probe.capture.geometry import image_processor_of
 from probe.capture.hooks import watch_forward
 from probe.capture.modules import image_encoder
 from probe.capture.painting import paint_patches
@@ -59,7 +60,7 @@ def check_encoder(subject: Subject, picture: Any) -> CheckReport:
 
 
 def _pixels(subject: Subject, picture: Any) -> Tensor:
-    found: Tensor = subject.processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
+    found: Tensor = image_processor_of(subject.processor)(images=picture, return_tensors="pt")["pixel_values"]
     return found.to(subject.model.device, subject.model.dtype)
 
 

@@ -15,7 +15,7 @@ from probe.attention import AttentionRecord, LayerAttention
 from probe.capture.assemble import make_source
 from probe.capture.geometry import Preparation, checked_preparation
 from probe.capture.hooks import require_uncompiled, watch_forward
-from probe.capture.modules import encoder_modules, image_encoder
+from probe.capture.modules import class_and_registers, encoder_modules, image_encoder, patch_side
 from probe.capture.multihead import MultiheadCall, multihead_error, multihead_rows, watch_multihead
 from probe.capture.recordings import Recording
 from probe.capture.reduce import RowStore
@@ -39,12 +39,14 @@ class EncoderRecorder(Recording):
     ...     model.get_image_features(**inputs)
     >>> record = recorder.result(image=image)
 
-    An image encoder has no text to look from. What it has: CLIP's class token, the row that becomes the image's embedding;
-    SigLIP's pooling head, in which a learned query gathers the patches in one last layer; and the patches themselves.
+    An image encoder has no text to look from. What it has: the class token of CLIP and of the DINOs, the row that becomes the
+    image's embedding; SigLIP's pooling head, in which a learned query gathers the patches in one last layer; and the patches
+    themselves. What is looked at in register tokens counts to ``rest``, as "other views". Pictures of other sizes than the encoder
+    was trained on, for which it interpolates its positions, have grids of their own.
 
     Parameters
     ----------
-    model, processor : CLIP, SigLIP, or a model that has such an encoder inside; and its processor.
+    model, processor : CLIP, SigLIP, DINOv2, DINOv3, ViT, or a model that has such an encoder inside; and its processor.
     layers, heads : which to record, by number; all by default.
     queries : "class token" (in SigLIP, which has none, the pooling query); or numbers of patches, row by row from 0.
     offload : True moves every row to host memory at once.
@@ -127,7 +129,7 @@ class EncoderRecorder(Recording):
         certificate = self._certificate()
         seen = _as_processed(self.pixels, self.model.config)
         preparation = checked_preparation(self.processor, image, seen=seen, family=self.family)
-        grid = preparation.grid(self.tower.config.patch_size)
+        grid = preparation.grid(patch_side(self.tower))
         tokens, kind = self._tokens(grid)
         return AttentionRecord(
             layers=tuple(self._layer(module, name, grid) for module, name in self.layers.items()),
@@ -166,12 +168,14 @@ class EncoderRecorder(Recording):
                 f"pixel_values of shape {shape} were given to the image encoder; one image at a time, as (1, channel, height, "
                 "width), can be recorded."
             )
-        grid = Preparation.unknown((int(pixels.shape[-2]), int(pixels.shape[-1]))).grid(module.config.patch_size)
-        count, first = grid.shape[0] * grid.shape[1], int(has_class_token(self.tower))
+        grid = Preparation.unknown((int(pixels.shape[-2]), int(pixels.shape[-1]))).grid(patch_side(module))
+        classes, registers = class_and_registers(self.tower)
+        count, first = grid.shape[0] * grid.shape[1], classes + registers
         if not isinstance(self.queries, str):
             self.queries = resolve_indices(tuple(self.queries), count, what="patch")
         view = View("image 0", grid, tuple(range(first, first + count)))
-        self.layout = Layout((view,), first + count, bos=0 if first else None)
+        other = tuple(range(classes, first))
+        self.layout = Layout((view,), first + count, bos=0 if classes else None, other=other)
         self.pixels = pixels.detach()
         self.stores, self._seen = {}, dict.fromkeys(self.layers, 0)
         self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
@@ -225,8 +229,8 @@ class EncoderRecorder(Recording):
         self._seen[module] += 1
         if keys != self.layout.prompt_length:
             raise CaptureError(
-                f"{self.layers[module]} saw {keys} positions where the picture has {self.layout.prompt_length} (patches and class "
-                "token), so columns cannot be matched to patches."
+                f"{self.layers[module]} saw {keys} positions where the picture has {self.layout.prompt_length} (patches, class and "
+                "register tokens), so columns cannot be matched to patches."
             )
         keep = None if isinstance(self.queries, str) else frozenset(self.queries).__contains__
         self.stores[module] = RowStore(self.layout, self.offload, keep)
@@ -291,7 +295,7 @@ class EncoderRecorder(Recording):
 
 def has_class_token(tower: Any) -> bool:
     """True if the encoder puts a class token in front of the patches."""
-    return hasattr(tower.embeddings, "class_embedding")
+    return class_and_registers(tower)[0] == 1
 
 
 def _as_processed(pixels: Tensor, config: Any) -> Tensor:

@@ -13,7 +13,7 @@ from probe.images import image_size as size_of
 from probe.images import read_image
 from probe.layout import PatchGrid
 
-__all__ = ["SAME_PIXELS", "Preparation", "checked_preparation", "preparation_of"]
+__all__ = ["SAME_PIXELS", "Preparation", "checked_preparation", "image_processor_of", "preparation_of"]
 
 #: Half a grey level of 255, after a normalisation that spreads them by about 4.
 SAME_PIXELS = 0.02
@@ -54,6 +54,11 @@ class Preparation:
         )
 
 
+def image_processor_of(processor: Any) -> Any:
+    """The part of a processor that prepares images; a model that reads no text has nothing else."""
+    return getattr(processor, "image_processor", processor)
+
+
 def preparation_of(processor: Any, image_size: tuple[int, int], *, family: Family) -> Preparation:
     """How this processor prepares an image of (height, width) pixels, read from its live settings.
 
@@ -64,7 +69,7 @@ def preparation_of(processor: Any, image_size: tuple[int, int], *, family: Famil
     CaptureError
         If the processor, or one of its settings, is not understood: geometry is never guessed.
     """
-    images = getattr(processor, "image_processor", processor)
+    images = image_processor_of(processor)
     if not matches(images, family.image_processors):
         raise CaptureError(
             f"The image processor {type(images).__name__} is not one whose geometry is known for family {family.name!r} "
@@ -120,7 +125,7 @@ def checked_preparation(processor: Any, image: Any, *, seen: Tensor, family: Fam
         return Preparation.unknown(frame)
     picture = read_image(image)
     preparation = preparation_of(processor, size_of(picture), family=family)
-    images = getattr(processor, "image_processor", processor)
+    images = image_processor_of(processor)
     again = images(images=picture, return_tensors="pt")["pixel_values"].to(seen.device, seen.dtype)
     if preparation.frame != frame or again.shape != seen.shape:
         raise CaptureError(

@@ -9,7 +9,7 @@ from torch import nn
 from probe.errors import CaptureError
 from probe.families import FAMILIES, Family, matches
 
-__all__ = ["attention_modules", "encoder_modules", "image_encoder"]
+__all__ = ["attention_modules", "class_and_registers", "encoder_modules", "image_encoder", "patch_side"]
 
 
 def attention_modules(model: Any, family: Family) -> list[tuple[str, nn.Module]]:
@@ -38,7 +38,7 @@ def attention_modules(model: Any, family: Family) -> list[tuple[str, nn.Module]]
 
 
 def image_encoder(model: Any) -> tuple[str, Any, Family]:
-    """Name, module and family of the image encoder that a model is, or has: CLIP's or SigLIP's vision tower.
+    """Name, module and family of the image encoder that a model is, or has: CLIP's or SigLIP's vision tower, a DINO.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def image_encoder(model: Any) -> tuple[str, Any, Family]:
         (name, one, family)
         for name, one in model.named_modules()
         for family in encoders
-        if matches(one, family.models) and hasattr(one, "embeddings") and hasattr(one, "encoder")
+        if matches(one, family.models) and hasattr(one, "embeddings")
     ]
     if len(found) != 1:
         known = ", ".join(family.name for family in encoders)
@@ -75,6 +75,8 @@ def encoder_modules(model: Any) -> list[tuple[str, nn.Module]]:
         (".".join(filter(None, (prefix, name))), one)
         for name, one in tower.named_modules()
         if matches(one, family.attention)
+        # Older releases wrap the attention in another of that name: the inner one makes the call.
+        and not any(matches(inner, family.attention) for inner in one.modules() if inner is not one)
     ]
     stated = tower.config.num_hidden_layers
     if len(found) != stated:
@@ -83,3 +85,26 @@ def encoder_modules(model: Any) -> list[tuple[str, nn.Module]]:
             "family is."
         )
     return found
+
+
+def patch_side(tower: Any) -> int:
+    """Side of an image encoder's patches in processed pixels.
+
+    Raises
+    ------
+    CaptureError
+        If they are not square.
+    """
+    size = tower.config.patch_size
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise CaptureError(f"{type(tower).__name__} has patches of {size} pixels; square ones can be recorded.")
+    return int(sides.pop())
+
+
+def class_and_registers(tower: Any) -> tuple[int, int]:
+    """How many class tokens (0 or 1) and how many register tokens stand in front of an image encoder's patches, in this order."""
+    embeddings = tower.embeddings
+    classes = int(any(getattr(embeddings, name, None) is not None for name in ("class_embedding", "cls_token")))
+    registers = getattr(embeddings, "register_tokens", None)
+    return classes, 0 if registers is None else int(registers.shape[1])

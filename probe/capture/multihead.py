@@ -19,7 +19,7 @@ __all__ = ["MultiheadCall", "multihead_error", "multihead_rows", "watch_multihea
 
 @dataclass(frozen=True, eq=False)
 class MultiheadCall:
-    """One call of a ``MultiheadAttention``: its arguments, and its own output.
+    """One call of a ``MultiheadAttention``: its arguments, and its own output, the batch first whatever the module's own order.
 
     Attributes
     ----------
@@ -53,20 +53,22 @@ def watch_multihead(
 
     def after(module: nn.Module, output: Any) -> None:
         options = given.pop((threading.get_ident(), module))
-        query, key, value = (options.pop(name) for name in ("query", "key", "value"))
-        watcher(module, MultiheadCall(query, key, value, output[0], options))
+        tensors = [*(options.pop(name) for name in ("query", "key", "value")), output[0]]
+        if tensors[0].ndim == 2:  # without a batch
+            tensors = [one[None] for one in tensors]
+        elif not module.batch_first:
+            tensors = [one.transpose(0, 1) for one in tensors]
+        query, key, value, own = tensors
+        watcher(module, MultiheadCall(query, key, value, own, options))
 
     with watch_forward(modules, before=before, after=after):
         yield
 
 
 def _require_understood(module: Any, call: MultiheadCall) -> None:
-    masked = [name for name in ("key_padding_mask", "attn_mask") if call.options.get(name) is not None]
-    if masked or module.bias_k is not None or module.add_zero_attn or call.options.get("is_causal"):
-        raise CaptureError(
-            f"{type(module).__name__} attends with {', '.join(masked) or 'keys of its own'}, which is not understood yet."
-        )
-    if not module.batch_first or call.query.ndim != 3 or call.query.shape[0] != 1:
+    if module.bias_k is not None or module.add_zero_attn:
+        raise CaptureError(f"{type(module).__name__} attends with keys of its own, which is not understood yet.")
+    if call.query.ndim != 3 or call.query.shape[0] != 1:
         raise CaptureError(
             f"{type(module).__name__} was given queries of shape {tuple(call.query.shape)}; expected (1, query, channel): one "
             "image at a time can be recorded."
@@ -82,12 +84,21 @@ def multihead_rows(module: Any, call: MultiheadCall, *, rows: Tensor) -> Tensor:
     Raises
     ------
     CaptureError
-        If the call has something that is not understood: masks, several images, dropout.
+        If the call has something that is not understood: keys of its own, several images, dropout.
     """
     _require_understood(module, call)
-    # forward itself, not the module: nobody's hooks are to see this call.
+    tensors = [call.query.index_select(1, rows), call.key, call.value]
+    if not module.batch_first:
+        tensors = [one.transpose(0, 1) for one in tensors]
+    mask = call.options.get("attn_mask")
+    if mask is not None:
+        mask = mask.index_select(-2, rows)
+    padding = call.options.get("key_padding_mask")
+    if padding is not None and padding.ndim == 1:
+        padding = padding[None]
+    # forward itself, not the module: nobody's hooks are to see this call. That the mask is causal is a hint, and no longer true.
     _, weights = module.forward(
-        call.query.index_select(1, rows), call.key, call.value, need_weights=True, average_attn_weights=False
+        *tensors, key_padding_mask=padding, attn_mask=mask, need_weights=True, average_attn_weights=False
     )
     found: Tensor = weights[0]
     return found if found.dtype == torch.float64 else found.float()

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from probe.capture.geometry import preparation_of
-from probe.capture.modules import image_encoder
+from probe.capture.geometry import image_processor_of, preparation_of
+from probe.capture.modules import image_encoder, patch_side
 from probe.capture.questions import Answer
 from probe.errors import CaptureError
 
@@ -76,7 +76,8 @@ def _changed_middle(subject: Subject, shape: tuple[int, ...], box: tuple[slice, 
     light = grey.copy()
     light[box] = 160
     before, after = (
-        subject.processor.image_processor(images=one, return_tensors="np")["pixel_values"][0] for one in (grey, light)
+        image_processor_of(subject.processor)(images=one, return_tensors="np")["pixel_values"][0]
+        for one in (grey, light)
     )
     change = np.asarray(after - before, dtype=np.float64).sum(axis=0)
     # Pixel i covers i to i + 1.
@@ -96,10 +97,10 @@ def _visual_tokens(subject: Subject, pixels: np.ndarray) -> Tensor:
     ]
     if len(embeddings) != 1:
         raise CaptureError(f"{len(embeddings)} patch embeddings were found in {type(tower).__name__}; expected one.")
-    inputs = subject.processor.image_processor(images=pixels, return_tensors="pt")["pixel_values"]
+    inputs = image_processor_of(subject.processor)(images=pixels, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         return embeddings[0](inputs.to(model.device, model.dtype))[0].flatten(1).T.float()
 
 
 def _patch_size(subject: Subject) -> int:
-    return int(image_encoder(subject.model)[1].config.patch_size)
+    return patch_side(image_encoder(subject.model)[1])

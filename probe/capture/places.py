@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from probe.errors import InputError, did_you_mean
 from probe.families import Family, matches
 
-__all__ = ["choose_place", "places_of"]
+__all__ = ["Place", "choose_place", "places_of"]
+
+#: Whose attention is read in a diffusion model. Where patches and words have separate attentions: from patches to words, and
+#: from patches to patches. Where one softmax spans both, what looks comes first: "image to text" are patches that read words.
+Place = Literal["cross-attention", "self-attention", "image to text", "text to image", "image to image"]
 
 #: What each place takes besides layers, heads, offload and verify.
 _OPTIONS = {
@@ -16,6 +20,9 @@ _OPTIONS = {
     "image encoder": ("queries",),
     "cross-attention": ("timesteps", "guidance"),
     "self-attention": ("timesteps", "guidance", "patches"),
+    "image to text": ("timesteps", "guidance"),
+    "text to image": ("timesteps", "guidance"),
+    "image to image": ("timesteps", "guidance", "patches"),
 }
 
 
@@ -47,7 +54,7 @@ def places_of(model: Any, family: Family) -> tuple[str, ...]:
     """Where attention can be read in this model, the default first."""
     unet = ("cross-attention", "self-attention")
     if family.kind == "diffusion":
-        return unet
+        return unet if family.text_first is None else ("image to text", "text to image", "image to image")
     if family.kind == "image encoder":
         return ("image encoder",)
     inside = any(matches(one, ("UNet2DConditionModel",)) for one in model.modules())

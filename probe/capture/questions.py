@@ -35,14 +35,24 @@ __all__ = [
 #: recorder: the library's eager attention keeps scores in that type, and takes its softmax in float32 also for float64.
 PARITY = {torch.float64: 1e-6, torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-#: Whether it passed, what was found and what is allowed, in words, and what was found as a number where it is one.
+#: Whether the answer is right, what was found, what is allowed, and what was found as a number where it is one.
 Answer = tuple[bool, str, str] | tuple[bool, str, str, float]
 Question = Callable[[], Answer]
+
+#: What the number of each question measures, by the question's name; the same for all kinds of models.
+_MEASURES = {
+    "certificate": "certificate",
+    "eager parity": "parity",
+    "parity with the plain processor": "parity",
+    "parity with plain attention": "parity",
+    "state restored": "state_differences",
+    "geometry": "geometry_wrong_cells",
+}
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One question about a model: what was found, and what is allowed; and the number that was found, where it is one."""
+    """One question about a model: what was found, what is allowed, and the found as a number where it is one."""
 
     name: str
     passed: bool
@@ -65,6 +75,14 @@ class CheckReport:
     def passed(self) -> bool:
         """True if nothing failed."""
         return all(one.passed for one in self.results)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What was measured, by a name that is the same for every kind of model: "parity", "certificate", "state_differences" and
+        "geometry_wrong_cells"; only those that were asked and answered with a number."""
+        return {
+            _MEASURES[one.name]: one.number for one in self.results if one.name in _MEASURES and one.number is not None
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain types, for JSON."""

@@ -22,7 +22,7 @@ from probe.capture.taps import AttentionCall, edits_of, watch_registry
 from probe.capture.tracks import Track, dropped_positions
 from probe.errors import CaptureError, InputError
 from probe.families import family_of
-from probe.layout import Indices, resolve_indices
+from probe.layout import Indices, Layout, resolve_indices
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,8 @@ def record(
     heads: Indices = None,
     offload: bool = False,
     verify: Literal["sample", "all", "off"] = "sample",
+    attention: str | None = None,
+    layout: Layout | None = None,
     **options: Any,
 ) -> Recording:
     """A context manager that records where a model looks while it runs.
@@ -48,6 +50,8 @@ def record(
     >>> record = recorder.result(image=image)              # of a batch: recorder.result(1, image=second), or recorder.results()
     >>> with probe.record(pipeline) as recorder:
     ...     pipeline("a red circle", num_inference_steps=50)
+    >>> with probe.record(module, attention="blocks.*.attn", layout=layout) as recorder:
+    ...     module(pixels)
 
     The model's own kernels run, its output is bit-identical, and nothing is left on it afterwards.
 
@@ -56,10 +60,13 @@ def record(
     model, processor : a live transformers model and its processor, a live diffusion pipeline, or one ``Subject``.
     place : whose attention is read. "language model": text tokens to image patches. "image encoder": CLIP's class token, or the
         query with which SigLIP pools, to the patches. "cross-attention": patches of a diffusion U-Net to the words, or in a DiffLMM
-        to its implicit caption. "self-attention": patches of a U-Net to each other. By default the first that the model has.
+        to its implicit caption. "self-attention": patches of a U-Net to each other. "image to text", "text to image", "image to
+        image": in joint attention, see ``DiffusionRecorder``. By default the first that the model has.
     layers, heads : which to record, by number; all by default. Layers of a U-Net also by the beginning of their names.
     offload : True moves every row to host memory at once.
     verify : how many rows must rebuild the kernel's own output: a "sample" in every layer and head, "all", or "off".
+    attention, layout : of any other PyTorch module, which of its modules are attention (a pattern of their names or classes), and
+        where patches are among their keys; see ``ModuleRecorder``.
     options : what only some places take. "language model": ``queries``, "answer" (generated tokens, the default), "prompt" (the
         prompt's text tokens) or numbers of answer tokens to keep, from 0; ``query_row``, "predicting" (reads token t at position
         t - 1, which predicts it; the default for an answer) or "own" (the default for a prompt). "image encoder": ``queries``,
@@ -74,6 +81,10 @@ def record(
     InputError
         If a place, layer, head or option does not exist.
     """
+    if attention is not None or layout is not None:
+        return _own(
+            model, attention, layout, place=place, layers=layers, heads=heads, offload=offload, verify=verify, **options
+        )
     if hasattr(model, "processor") and hasattr(model, "family"):
         model, processor = model.model, model.processor
     family = family_of(model)
@@ -94,6 +105,27 @@ def record(
 
     source = model if family.kind == "diffusion" else CaptionConditioning(model, processor)
     return DiffusionRecorder(source, place=chosen, **options)  # type: ignore[arg-type]
+
+
+def _own(model: Any, attention: str | None, layout: Layout | None, *, place: str | None, **options: Any) -> Recording:
+    """The recorder of a module that is of no known family."""
+    from probe.capture.own import ModuleRecorder
+
+    if attention is None or layout is None:
+        raise InputError(
+            "attention= and layout= go together: the pattern says which modules are attention, the layout where patches are among "
+            "their keys."
+        )
+    known = ("layers", "heads", "offload", "verify", "queries")
+    unknown = [name for name in options if name not in known] + (["place"] if place is not None else [])
+    if unknown:
+        raise InputError(f"{unknown[0]}= is no option with attention=, which takes layout, {', '.join(known)}.")
+    return ModuleRecorder(
+        getattr(model, "model", model) if hasattr(model, "family") else model,
+        attention=attention,
+        layout=layout,
+        **options,
+    )
 
 
 class Recorder(Recording):

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from probe.capture.taps import EDITS, AttentionCall, Edit, Editor, Watcher, entered
 from probe.errors import CaptureError
 
-__all__ = ["KERNEL", "edit_sdpa", "watch_sdpa"]
+__all__ = ["KERNEL", "edit_sdpa", "torch_kernel", "watch_sdpa"]
 
 #: The name of the function, and of the kernel in every call that is seen here.
 KERNEL = "scaled_dot_product_attention"
@@ -71,6 +71,11 @@ def edit_sdpa(modules: Iterable[nn.Module], editor: Editor, *, name: str) -> Ite
         yield
 
 
+def torch_kernel(*args: Any, **kwargs: Any) -> Tensor:
+    """What torch's function itself gives out, seen by nobody: for an editor, which is called in the middle of such a call."""
+    return _original(*args, **kwargs)
+
+
 def _install() -> None:
     global _installed, _original
     if _installed is None:
@@ -99,7 +104,8 @@ def _pass_through(original: Callable[..., Tensor], /, *args: Any, **kwargs: Any)
     for watcher in _watchers.get(module, ()):
         watcher(module, _call(module, args, kwargs, result))
     for edit in _editors.get(module, ()):
-        result = edit.apply(module, _call(module, args, kwargs, result)).transpose(1, 2)
+        edited = edit.apply(module, _call(module, args, kwargs, result)).transpose(1, 2)
+        result = edited if result.ndim == 4 else edited[:, 0]
     return result
 
 
@@ -119,6 +125,10 @@ def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], resu
     given = dict(zip(_NAMES, args, strict=False)) | kwargs
     query, key, value, mask = (given.pop(name, None) for name in _NAMES[:4])
     shapes = [tuple(one.shape) for one in (query, key, value, result) if isinstance(one, Tensor)]
+    if len(shapes) == 4 and all(len(shape) == 3 and shape[0] == 1 for shape in shapes):
+        # A head that is a module of its own needs no dimension of heads; what comes first is a batch of one.
+        query, key, value, result = (one[:, None] for one in (query, key, value, result))
+        shapes = [(*shape[:1], 1, *shape[1:]) for shape in shapes]
     if len(shapes) != 4 or any(len(shape) != 4 for shape in shapes):
         raise CaptureError(
             f"{type(module).__name__} called {KERNEL} with query, key, value and output of shapes {shapes}; expected four "

@@ -1,4 +1,4 @@
-"""What is kept of a U-Net's passes: the maps of every timestep, or their running mean."""
+"""What is kept of a denoiser's passes: the maps of every timestep, or their running mean."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class StepStore:
         found = torch.stack(self._kept) if self._sum is None else (self._sum / self.count).to(self._dtype)[None]
         if bool(torch.isnan(found).any()):
             raise CaptureError(
-                "A recorded row is not a number: the U-Net itself computes NaN (often in half precision), or every key of a row is "
-                "masked. Check whether the model's output is finite."
+                "A recorded row is not a number: the denoiser itself computes NaN (often in half precision), or every key of a row "
+                "is masked. Check whether the model's output is finite."
             )
         return found

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
+from probe.capture.places import Place
 from probe.errors import CaptureError, InputError, did_you_mean
 from probe.families import matches
 from probe.families.stable_diffusion import STABLE_DIFFUSION
 from probe.layout import Indices, resolve_indices
 
-__all__ = ["Place", "choose_layers", "find_unet", "grid_shape", "level_of", "unet_attention"]
-
-Place = Literal["cross-attention", "self-attention"]
+__all__ = ["choose_layers", "find_unet", "grid_shape", "level_of", "require_seen", "unet_attention"]
 
 # How the data flows, which is not how the parts are listed in the model.
 _ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 _KNOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D",
                  "CrossAttnUpBlock2D", None)  # fmt: skip
 # These compute attention without torch's function, or call it several times with something else than words among the keys.
-_UNSEEN_PROCESSORS = ("AttnProcessor", "Sliced*", "*XFormers*", "*NPU*", "XLA*", "IPAdapter*", "PAG*", "CustomDiffusion*",
+_UNSEEN_PROCESSORS = ("AttnProcessor", "Sliced*", "*XFormers*", "*NPU*", "XLA*", "*IPAdapter*", "PAG*", "CustomDiffusion*",
                       "*AddedKV*")  # fmt: skip
 
 
@@ -60,14 +59,34 @@ def unet_attention(unet: Any, place: Place) -> list[tuple[str, nn.Module]]:
             f"The configuration of {type(unet).__name__} states {stated} {place} layers but {len(found)} were found: it is not "
             "built as U-Nets of Stable Diffusion are."
         )
+    require_seen(
+        found,
+        cure="switch it off (attention slicing, xformers or adapters), or call unet.set_attn_processor(AttnProcessor2_0())",
+    )
+    return found
+
+
+def require_seen(found: list[tuple[str, nn.Module]], *, cure: str) -> None:
+    """Nothing, if the attention of all these modules goes through torch's own function, once a pass.
+
+    Raises
+    ------
+    CaptureError
+        If a processor is known to compute it otherwise.
+    """
     for name, one in found:
         processor: Any = getattr(one, "processor", None)
         if matches(processor, _UNSEEN_PROCESSORS):
             raise CaptureError(
-                f"{name} uses {type(processor).__name__}, whose attention cannot be seen as it is computed; switch it off "
-                "(attention slicing, xformers or adapters), or call unet.set_attn_processor(AttnProcessor2_0())."
+                f"{name} uses {type(processor).__name__}, whose attention cannot be seen as it is computed; {cure}."
             )
-    return found
+        backend = getattr(processor, "_attention_backend", None)
+        backend = str(getattr(backend, "value", backend) or "native")
+        if "native" not in backend or backend.endswith(("npu", "xla")):
+            raise CaptureError(
+                f"{name} computes attention with the backend {backend!r}, which cannot be seen; call "
+                'set_attention_backend("native") on the model.'
+            )
 
 
 def _stated(unet: Any) -> int:
@@ -120,7 +139,7 @@ def choose_layers(
         if not inside:
             blocks = dict.fromkeys(_block(name) for name, _ in found)
             raise InputError(
-                f"No block {wanted!r} with {place} layers; the U-Net has them in {', '.join(blocks)}."
+                f"No block {wanted!r} with {place} layers; the model has them in {', '.join(blocks)}."
                 f"{did_you_mean(str(wanted), blocks)}"
             )
         chosen |= inside

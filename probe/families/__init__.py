@@ -9,6 +9,9 @@ from probe.errors import ModelError, did_you_mean
 from probe.families.base import Family
 from probe.families.clip import CLIP
 from probe.families.difflmm import DIFFLMM
+from probe.families.dinov2 import DINOV2
+from probe.families.dinov3 import DINOV3
+from probe.families.flux import FLUX
 from probe.families.gemma3 import GEMMA3
 from probe.families.idefics3 import IDEFICS3, SMOLVLM
 from probe.families.internvl import INTERNVL
@@ -17,9 +20,12 @@ from probe.families.llava_next import LLAVA_NEXT
 from probe.families.llava_onevision import LLAVA_ONEVISION
 from probe.families.mistral3 import MISTRAL3
 from probe.families.paligemma import PALIGEMMA
+from probe.families.pixart import PIXART
 from probe.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from probe.families.siglip import SIGLIP
 from probe.families.stable_diffusion import STABLE_DIFFUSION
+from probe.families.stable_diffusion_3 import STABLE_DIFFUSION_3
+from probe.families.vit import VIT
 
 __all__ = ["FAMILIES", "Family", "family_of", "matches"]
 
@@ -39,7 +45,13 @@ FAMILIES: tuple[Family, ...] = (
     DIFFLMM,
     CLIP,
     SIGLIP,
+    DINOV2,
+    DINOV3,
+    VIT,
     STABLE_DIFFUSION,
+    PIXART,
+    STABLE_DIFFUSION_3,
+    FLUX,
 )
 
 

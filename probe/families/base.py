@@ -31,6 +31,10 @@ class Family:
     prompt : what is asked of a model without a chat template, around its image placeholder.
     answer_type : what stands for an answer's token in ``token_type_ids``.
     kind : what it does with an image: a "language model" speaks about it, an "image encoder" embeds it, "diffusion" denoises it.
+    denoiser : class names of what denoises in a diffusion pipeline.
+    text_encoders : parts of a diffusion pipeline whose states are the words of its keys, in the order of the keys. Those of one
+        group stand side by side in the channels, so that each key is one word of all of them; the groups follow each other.
+    text_first : whether text comes before the patches where both are keys of one attention; ``None`` where they never are.
     """
 
     name: str
@@ -44,3 +48,6 @@ class Family:
     merge: str = ""
     prompt: str = "{image}\n{prompt}\n"
     answer_type: int = 0
+    denoiser: tuple[str, ...] = ()
+    text_encoders: tuple[tuple[str, ...], ...] = ()
+    text_first: bool | None = None

@@ -11,4 +11,6 @@ STABLE_DIFFUSION = Family(
     class_token=False,
     image_processors=("VaeImageProcessor*",),
     kind="diffusion",
+    denoiser=("UNet2DConditionModel",),
+    text_encoders=(("text_encoder", "text_encoder_2"),),
 )

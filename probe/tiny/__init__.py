@@ -41,6 +41,15 @@ def _difflmm() -> Subject:
     return load_model(*tiny_difflmm())
 
 
+def _dino(kind: str) -> Callable[[], Subject]:
+    def make() -> Subject:
+        from probe.tiny.encoders import tiny_dino
+
+        return tiny_dino(kind)
+
+    return make
+
+
 def _stable_diffusion() -> Subject:
     from probe.models import load_model
     from probe.tiny.pipelines import tiny_sd
@@ -60,6 +69,27 @@ def _tiled(name: str) -> Callable[[], Subject]:
     return make
 
 
+def _pixart() -> Subject:
+    from probe.models import load_model
+    from probe.tiny.transformers import tiny_pixart
+
+    return load_model(tiny_pixart())
+
+
+def _stable_diffusion_3() -> Subject:
+    from probe.models import load_model
+    from probe.tiny.transformers import tiny_sd3
+
+    return load_model(tiny_sd3())
+
+
+def _flux() -> Subject:
+    from probe.models import load_model
+    from probe.tiny.transformers import tiny_flux
+
+    return load_model(tiny_flux())
+
+
 #: Family -> what makes its tiny model.
 TINY: dict[str, Callable[[], Subject]] = {
     "llava": _llava,
@@ -77,7 +107,13 @@ TINY: dict[str, Callable[[], Subject]] = {
     "difflmm": _difflmm,
     "clip": _clip,
     "siglip": _siglip,
+    "dinov2": _dino("dinov2_with_registers"),
+    "dinov3": _dino("dinov3_vit"),
+    "vit": _dino("vit"),
     "stable_diffusion": _stable_diffusion,
+    "pixart": _pixart,
+    "stable_diffusion_3": _stable_diffusion_3,
+    "flux": _flux,
 }
 
 

@@ -11,7 +11,7 @@ from probe.models import Subject
 from probe.tiny.language_models import tiny_processor
 from probe.tiny.words import framing_tokenizer
 
-__all__ = ["tiny_clip", "tiny_siglip"]
+__all__ = ["tiny_clip", "tiny_dino", "tiny_siglip"]
 
 
 def tiny_clip(
@@ -45,6 +45,46 @@ def tiny_siglip(
     model = _random(SiglipModel, SiglipConfig(vision_config=vision, text_config=text), attention=attention, seed=seed)
     pair = SiglipProcessor(image_processor=images, tokenizer=framing_tokenizer())
     return Subject(model.to(dtype), pair, family_of(model), "tiny siglip")
+
+
+def tiny_dino(
+    kind: str = "dinov2",
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    seed: int = 0,
+    size: int = 32,
+    squash: bool = False,
+) -> Subject:
+    """A random encoder without text, 3 layers x 4 heads, patches of 8: "dinov2", "dinov2_with_registers", "dinov3_vit", "vit".
+
+    Parameters
+    ----------
+    size : side of the picture that the processor makes; the model itself is made for 32 x 32 and interpolates its positions.
+    squash : True squashes the picture, as ViT's processor does; False crops its middle, as DINOv2's does.
+    """
+    import transformers
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    square = {"height": size, "width": size}
+    images = (
+        ViTImageProcessorPil(size=square)
+        if squash or kind == "vit"
+        else BitImageProcessorPil(size={"shortest_edge": size + 8}, crop_size=square)
+    )
+    names = {
+        "dinov2": "Dinov2",
+        "dinov2_with_registers": "Dinov2WithRegisters",
+        "dinov3_vit": "DINOv3ViT",
+        "vit": "ViT",
+    }
+    options: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "image_size": 32}
+    if kind != "dinov2" and kind != "vit":
+        options["num_register_tokens"] = 3
+    config = getattr(transformers, f"{names[kind]}Config")(**options, patch_size=8, intermediate_size=48, mlp_ratio=2)
+    model = _random(getattr(transformers, f"{names[kind]}Model"), config, attention=attention, seed=seed)
+    return Subject(model.to(dtype), images, family_of(model), f"tiny {kind}")
 
 
 def _encoder_parts(tokenizer: Any, size: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["LENGTH", "tiny_sd", "tiny_sdxl", "tiny_words"]
+__all__ = ["LENGTH", "ready", "spread", "text_encoder", "tiny_sd", "tiny_sdxl", "tiny_words", "vae"]
 
 _WORDS = ("a", "red", "circle", "and", "two", "blue", "squares", "on", "the", "grass", "caf", "é", ",")
 LENGTH = 20  # positions of the text encoders
@@ -37,7 +37,7 @@ def tiny_words(pad: str = "<|endoftext|>") -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=LENGTH)
 
 
-def _spread(model: nn.Module, scale: float) -> nn.Module:
+def spread(model: nn.Module, scale: float) -> nn.Module:
     """The model with larger attention weights: as initialised its heads attend evenly, and swapped ones pass unnoticed."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -46,7 +46,8 @@ def _spread(model: nn.Module, scale: float) -> nn.Module:
     return model
 
 
-def _text_encoder(tokenizer: Any, width: int, *, projection: int | None = None) -> Any:
+def text_encoder(tokenizer: Any, width: int, *, projection: int | None = None) -> Any:
+    """CLIP's, which gives the text's own embedding where ``projection`` says how long it is."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -57,12 +58,14 @@ def _text_encoder(tokenizer: Any, width: int, *, projection: int | None = None) 
     return (CLIPTextModel if projection is None else CLIPTextModelWithProjection)(config)
 
 
-def _vae(depth: int) -> Any:
+def vae(depth: int, *, shift: float | None = None) -> Any:
+    """An autoencoder that makes one latent of ``2 ** (depth - 1)`` pixels a side."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * depth, up_block_types=("UpDecoderBlock2D",) * depth,
         block_out_channels=(8,) * depth, layers_per_block=1, latent_channels=4, norm_num_groups=4,
+        shift_factor=shift,
     )  # fmt: skip
 
 
@@ -88,11 +91,11 @@ def tiny_sd(*, dtype: torch.dtype = torch.float32, size: int | tuple[int, int] =
         "norm_num_groups": 8, "sample_size": size,
     }  # fmt: skip
     pipeline = StableDiffusionPipeline(
-        vae=_vae(3), text_encoder=_text_encoder(tokenizer, 16), tokenizer=tokenizer,
-        unet=_spread(UNet2DConditionModel(**options | unet), 2.5), scheduler=_scheduler(),
+        vae=vae(3), text_encoder=text_encoder(tokenizer, 16), tokenizer=tokenizer,
+        unet=spread(UNet2DConditionModel(**options | unet), 2.5), scheduler=_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    return _ready(pipeline, dtype)
+    return ready(pipeline, dtype)
 
 
 def tiny_sdxl(*, dtype: torch.dtype = torch.float32, size: int = 8, seed: int = 0, zeros: bool = True) -> Any:
@@ -110,16 +113,17 @@ def tiny_sdxl(*, dtype: torch.dtype = torch.float32, size: int = 8, seed: int = 
         projection_class_embeddings_input_dim=12 + 6 * 8,
     )  # fmt: skip
     pipeline = StableDiffusionXLPipeline(
-        vae=_vae(3), text_encoder=_text_encoder(tokenizer, 16), tokenizer=tokenizer,
-        text_encoder_2=_text_encoder(other, 24, projection=12), tokenizer_2=other,
-        unet=_spread(unet, 2.5), scheduler=_scheduler(), force_zeros_for_empty_prompt=zeros, add_watermarker=False,
+        vae=vae(3), text_encoder=text_encoder(tokenizer, 16), tokenizer=tokenizer,
+        text_encoder_2=text_encoder(other, 24, projection=12), tokenizer_2=other,
+        unet=spread(unet, 2.5), scheduler=_scheduler(), force_zeros_for_empty_prompt=zeros, add_watermarker=False,
     )  # fmt: skip
-    return _ready(pipeline, dtype)
+    return ready(pipeline, dtype)
 
 
-def _ready(pipeline: Any, dtype: torch.dtype) -> Any:
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
-        if part is not None:
+def ready(pipeline: Any, dtype: torch.dtype) -> Any:
+    """The same pipeline with all of its models in evaluation mode and of that number type, and no bar on the screen."""
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
             (part if part.dtype == dtype else part.to(dtype)).eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

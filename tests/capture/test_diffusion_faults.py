@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as by_name
 
 import probe
-from probe.capture import conditioning, diffusion
+from probe.capture import conditioning, denoisers, diffusion
 from probe.capture.diffusion import DiffusionRecorder
 from probe.capture.unets import level_of, unet_attention
 from probe.capture.weights import attention_rows
@@ -123,7 +123,7 @@ def test_parity_sees_layers_given_each_others_maps(monkeypatch):
             for name, (_, module) in zip([*names[:3], names[4], names[3], *names[5:]], found, strict=True)
         ]
 
-    monkeypatch.setattr(diffusion, "unet_attention", swapped)
+    monkeypatch.setattr(denoisers, "unet_attention", swapped)
     assert _difference(pipeline) > 1e-2
 
 
@@ -319,5 +319,5 @@ def test_numbers_that_are_none_are_refused(verify):
         pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight[:] = torch.nan
     with probe.record(pipeline, verify=verify) as recorder:
         generate(pipeline, steps=1)
-    with pytest.raises(CaptureError, match="the U-Net itself computes NaN"):
+    with pytest.raises(CaptureError, match="the denoiser itself computes NaN"):
         recorder.result()

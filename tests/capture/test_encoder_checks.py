@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import probe
-from probe.capture import decomposition, denoising, diffusion, encoders, painting
+from probe.capture import decomposition, denoising, diffusion, encoders, latent_painting, painting
 from probe.capture.encoders import EncoderRecorder
 from probe.capture.geometry import preparation_of
 from probe.capture.weights import attention_rows
@@ -23,6 +23,7 @@ DIFFUSION = {
     "parity with the plain processor",
     "bit-identical output",
     "same seed, same maps",
+    "geometry",
 }
 
 
@@ -80,6 +81,17 @@ def test_a_geometry_off_by_one_pixel_fails(monkeypatch):
 
     monkeypatch.setattr(painting, "preparation_of", wrong)
     assert failed(tiny_clip(size=64), ENCODER | {"sum of contributions"}) == {"geometry"}
+
+
+def test_a_prepared_picture_off_by_a_pixel_fails(monkeypatch):
+    real = latent_painting.latent_preparation
+
+    def wrong(*args):
+        right = real(*args)
+        return replace(right, offset=(right.offset[0], right.offset[1] + 1))
+
+    monkeypatch.setattr(latent_painting, "latent_preparation", wrong)
+    assert failed(probe.load_model(tiny_sd()), DIFFUSION) == {"geometry"}
 
 
 def test_a_forgotten_term_fails_the_sum(monkeypatch):
