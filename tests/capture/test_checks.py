@@ -69,7 +69,7 @@ def test_the_report_is_plain_data():
     found = check(tiny_llava()).to_dict()
     assert found["passed"] is True
     assert [one["name"] for one in found["results"]][:2] == ["state restored", "certificate"]
-    assert all(set(one) == {"name", "passed", "found", "allowed"} for one in found["results"])
+    assert all(set(one) == {"name", "passed", "found", "allowed", "number"} for one in found["results"])
 
 
 def test_missing_scale_fails_what_reads_weights_and_nothing_else(monkeypatch):
