@@ -53,8 +53,8 @@ def check(subject: Subject, *, image: Any = None, max_new_tokens: int = 8) -> Ch
     Asks: does the certificate hold for every row; do weights equal those of the library's eager attention in the same pass; is
     the output bit-identical with and without recording; is the model's state the same afterwards; does painting one patch of the
     image move the visual token that the grid names. Of a language model also: does generation with a cache give the weights of one
-    pass over the text. Of CLIP: do the parts of its similarity add up. Of a diffusion pipeline, instead of painting: does the same
-    seed give the same maps.
+    pass over the text. Of CLIP: do the parts of its similarity add up. Of a diffusion pipeline also: does the same seed give the
+    same maps.
 
     The eager reference switches the model to eager attention for one pass and back; recording never does.
 

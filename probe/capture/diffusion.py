@@ -53,8 +53,9 @@ class DiffusionRecorder(Recording):
     "[padding]", the sum over all padding positions. In joint attention (Stable Diffusion 3, Flux) one softmax spans patches and
     words, and there are two maps of a word that are not the same thing: "image to text" holds how much each *patch* looks at the
     word (with "[image]", what it looks at in all patches, each patch spreads 1 over the tokens); "text to image" holds how much the
-    *word* looks at each patch (with ``rest``, each word spreads 1). With guidance there are two halves; the one asked for is read,
-    and it is checked to be that one.
+    *word* looks at each patch (with ``rest``, each word spreads 1). Stable Diffusion 3 reads a prompt twice, with CLIP and with T5:
+    its words are there twice, in this order, and a phrase covers both. With guidance there are two halves; the one asked for is
+    read, and it is checked to be that one.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ from probe.capture.weights import attention_rows, reproduction_error
 from probe.errors import CaptureError, InputError
 from probe.layout import Indices, Layout, resolve_indices
 
-__all__ = ["ModuleRecorder"]
+__all__ = ["ModuleRecorder", "own_recorder"]
 
 # At most this many rows of one layer are recomputed at a time.
 _ROWS_AT_ONCE = 64
@@ -199,7 +199,7 @@ class ModuleRecorder(Recording):
                 seen.checked, seen.error = seen.checked + len(picked), max(seen.error, error)
 
     def _see_multihead(self, module: nn.Module, call: MultiheadCall) -> None:
-        if not self._running():
+        if not self._running() or module not in self._owner:  # a copy made inside the context has copies of the hooks
             return
         kernel = "torch.nn.MultiheadAttention"
         seen = self._begin_call(module, "multihead", kernel, queries=call.query.shape[1], keys=call.key.shape[1])
@@ -255,6 +255,29 @@ class ModuleRecorder(Recording):
         if self.verify == "all" or count <= 4:
             return list(range(count))
         return sorted({round(i * (count - 1) / 3) for i in range(4)})
+
+
+def own_recorder(
+    model: Any, attention: str | None, layout: Layout | None, *, place: str | None, **options: Any
+) -> ModuleRecorder:
+    """The recorder of a module that is of no known family, after a look at what was asked for.
+
+    Raises
+    ------
+    InputError
+        If the pattern or the layout is missing, or an option does not exist.
+    """
+    if attention is None or layout is None:
+        raise InputError(
+            "attention= and layout= go together: the pattern says which modules are attention, the layout where patches are among "
+            "their keys."
+        )
+    known = ("layers", "heads", "offload", "verify", "queries")
+    unknown = [name for name in options if name not in known] + (["place"] if place is not None else [])
+    if unknown:
+        raise InputError(f"{unknown[0]}= is no option with attention=, which takes layout, {', '.join(known)}.")
+    subject = hasattr(model, "family") and hasattr(model, "processor")
+    return ModuleRecorder(model.model if subject else model, attention=attention, layout=layout, **options)
 
 
 def _queries(wanted: Any) -> str | tuple[int, ...]:

@@ -82,9 +82,10 @@ def record(
         If a place, layer, head or option does not exist.
     """
     if attention is not None or layout is not None:
-        return _own(
-            model, attention, layout, place=place, layers=layers, heads=heads, offload=offload, verify=verify, **options
-        )
+        from probe.capture.own import own_recorder
+
+        options |= {"layers": layers, "heads": heads, "offload": offload, "verify": verify}
+        return own_recorder(model, attention, layout, place=place, **options)
     if hasattr(model, "processor") and hasattr(model, "family"):
         model, processor = model.model, model.processor
     family = family_of(model)
@@ -105,27 +106,6 @@ def record(
 
     source = model if family.kind == "diffusion" else CaptionConditioning(model, processor)
     return DiffusionRecorder(source, place=chosen, **options)  # type: ignore[arg-type]
-
-
-def _own(model: Any, attention: str | None, layout: Layout | None, *, place: str | None, **options: Any) -> Recording:
-    """The recorder of a module that is of no known family."""
-    from probe.capture.own import ModuleRecorder
-
-    if attention is None or layout is None:
-        raise InputError(
-            "attention= and layout= go together: the pattern says which modules are attention, the layout where patches are among "
-            "their keys."
-        )
-    known = ("layers", "heads", "offload", "verify", "queries")
-    unknown = [name for name in options if name not in known] + (["place"] if place is not None else [])
-    if unknown:
-        raise InputError(f"{unknown[0]}= is no option with attention=, which takes layout, {', '.join(known)}.")
-    return ModuleRecorder(
-        getattr(model, "model", model) if hasattr(model, "family") else model,
-        attention=attention,
-        layout=layout,
-        **options,
-    )
 
 
 class Recorder(Recording):
