@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 
 from probe.capture.checks import CheckReport, check
+from probe.capture.questions import without_warnings
 from probe.errors import ProbeError
 from probe.models import Subject
 from probe.runs import threads_for
@@ -71,7 +72,8 @@ def check_family(name: str) -> FamilyReport:
     InputError
         If there is no such family.
     """
-    subject = tiny_model(name)
+    with without_warnings():  # of image processors that are slower without torchvision
+        subject = tiny_model(name)
     with threads_for(subject.model):
         try:
             single = check(subject)
@@ -103,7 +105,7 @@ def _double(subject: Subject) -> Subject:
     parts = [model] if isinstance(model, torch.nn.Module) else list(model.components.values())
     for part in parts:
         if isinstance(part, torch.nn.Module):
-            part.to(torch.float64)
+            torch.nn.Module.to(part, torch.float64)  # diffusers' own warns of parts that it would keep in float32
     return replace(subject, model=model)
 
 

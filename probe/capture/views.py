@@ -195,6 +195,8 @@ def _prepare(part: Part, size: tuple[int, int] | None, images: Any, unit: Unit) 
         raise CaptureError(
             f"{type(images).__name__} has do_center_crop=True, which is not understood; set it to False."
         )
+    if tiled:
+        _require_whole_tiles(images, unit.pixels.shape[-2:])
     if not tiled or part.kind == "thumbnail":
         return _squash(part.frame, size)
     if not unit.alone:
@@ -204,6 +206,21 @@ def _prepare(part: Part, size: tuple[int, int] | None, images: Any, unit: Unit) 
         steps = f"pad to {side} x {side}, resize to {part.frame[0]} x {part.frame[1]}"
         return Preparation(steps, size, part.frame, (scale, scale), (offset[0], offset[1]))
     return _padded_into(part.frame, size)
+
+
+def _require_whole_tiles(images: Any, tile: Sequence[int]) -> None:
+    """Nothing, if tiles are neither resized nor cropped after they are cut."""
+    settings = [("size", images.size)]
+    if getattr(images, "do_center_crop", False):
+        settings.append(("crop_size", images.crop_size))
+    for name, given in settings:
+        plain = given if isinstance(given, dict) else vars(given)
+        sides = {int(one) for one in plain.values() if one}
+        if sides != {int(one) for one in tile}:
+            raise CaptureError(
+                f"{type(images).__name__} has {name}={given!r} where its tiles have {int(tile[0])} pixels a side: they are "
+                "resized or cropped after they are cut, which is not understood."
+            )
 
 
 def _padded_into(frame: tuple[int, int], size: tuple[int, int]) -> Preparation:

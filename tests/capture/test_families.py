@@ -299,3 +299,10 @@ def test_what_is_refused_for_a_reason_of_its_own_is_told_it(kind, match):
     config = SimpleNamespace(model_type=kind, vision_config=None)
     with pytest.raises(ModelError, match=match):
         family_of(config)
+
+
+def test_tiles_that_are_resized_and_cropped_after_they_are_cut_are_refused():
+    subject, shown = tiny_model("llava_next"), picture(60, 90)
+    subject.processor.image_processor.size = {"shortest_edge": 20}
+    with pytest.raises(CaptureError, match="resized or cropped after they are cut, which is not understood"):
+        read_and_record(subject, shown, "a dog", answer=ANSWER)
