@@ -33,10 +33,10 @@ METRICS = ("pointing", "auroc", "lift")
 #: Seen through one colour each: what looks through CLIP, through a U-Net, and through both.
 COLOURS = dict(zip(SYSTEMS, ("#56B4E9", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7"), strict=True))
 MARKERS = dict(zip(SYSTEMS, "sDosDv", strict=True))
-TIMESTEPS = (1, 100, 200, 300, 500, 700, 900)
-DRAWS = 8
-#: For the series, which read every system again at each timestep and draw.
-SCENES = 100
+TIMESTEPS = (1, 100, 300, 600, 900)
+DRAWS = 4
+#: For the series, which read every system again at each timestep and draw; and for single heads.
+SCENES, HEAD_SCENES = 40, 150
 WIDTH = 6.9  # inches: both columns of a paper
 HEIGHTS = (1.45, 1.75, 1.75, 1.9, 1.95)  # of the rows, in inches
 SMALL = 6
@@ -54,7 +54,7 @@ def measure(
     data.mkdir(parents=True, exist_ok=True)
     subjects = [probe.load_model(one) for one in SYSTEMS]
     tables = [
-        score_examples(one, tracked(read_lab(), what=one.name, total=None), metric="pointing")
+        score_examples(one, tracked(read_lab(limit=HEAD_SCENES), what=one.name, total=HEAD_SCENES), metric="pointing")
         .to_frame()
         .assign(system=one.name)
         for one in subjects
