@@ -184,14 +184,15 @@ def draw_training(ax: Axes, table: pd.DataFrame) -> None:
     """Pointing of each twin over the steps of its training: thin a seed, thick their mean."""
     for name, arm in TWINS.items():
         runs = table[table["arm"] == arm].pivot(index="step", columns="seed", values="minus_mean")
-        ax.plot(runs.index, runs.to_numpy(), color=COLOURS[name], linewidth=0.5, alpha=0.6)
-        ax.plot(
-            runs.index, runs.mean(axis=1), color=COLOURS[name], marker=MARKERS[name], markersize=2.5, label=_short(name)
-        )
+        for seed in runs:
+            one = runs[seed].dropna()
+            ax.plot(one.index, one, color=COLOURS[name], linewidth=0.5, alpha=0.6)
+        mean = runs.dropna().mean(axis=1)  # at the steps that were measured for every seed
+        ax.plot(mean.index, mean, color=COLOURS[name], marker=MARKERS[name], markersize=2.5, label=_short(name))
     ax.axhline(table["chance"].mean(), color="0.4", linewidth=0.8, linestyle=(0, (3, 2)), zorder=0)
     ax.axhline(table["oracle_patch"].mean(), color="0.6", linewidth=0.8, linestyle=(0, (5, 2)), zorder=0)
     ax.set(xlabel="step", ylabel="pointing, minus mean", ylim=(0, 1.04))
-    ax.legend(loc="lower right", fontsize=SMALL)
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.24), fontsize=SMALL)
     trim(ax)
 
 
@@ -212,7 +213,15 @@ def draw_series(ax: Axes, table: pd.DataFrame, *, across: str) -> None:
             ax.plot([], [], color=COLOURS[one], marker=MARKERS[one], markersize=2.5, label=_short(one))[0]
             for one in SYSTEMS
         ]
-        ax.legend(handles=handles, loc="lower left", fontsize=SMALL - 0.5, ncols=2, columnspacing=0.8, handlelength=1.2)
+        ax.legend(
+            handles=handles,
+            loc="center left",
+            bbox_to_anchor=(0.0, 0.45),
+            fontsize=SMALL - 0.5,
+            ncols=2,
+            columnspacing=0.8,
+            handlelength=1.2,
+        )
     trim(ax)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "READOUTS", "SCENES", "compare_twins", "gather_training"]
 
 METRICS = ("pointing", "auroc", "lift")
-SCENES = 500
+SCENES = 300
 #: In the folder of the twins: the twelve ways to read each of them, for each seed.
 READOUTS = "readouts.csv"
 #: The one that the ways to read are scored by.
