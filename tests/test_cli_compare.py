@@ -115,3 +115,38 @@ def test_a_list_of_models_with_names_of_their_own_is_needed():
         compare_examples([tiny_clip()], [])
     with pytest.raises(InputError, match="There is no image"):
         compare_examples([tiny_clip(), tiny_llava()], [])
+
+
+def test_the_same_comparison_along_an_axis(shell, refused, tmp_path):
+    out = tmp_path / "along"
+    command = ("compare", "lab/clip", "lab/diffusion", "--limit", 2, "--metric", "auroc")
+    code, printed, noise = shell(
+        *command, "--over", "timestep", "--timestep", 100, "--timestep", 900, "--out", out, "--json"
+    )
+    assert (code, noise) == (0, "")
+    data = json.loads(printed)
+    readings = {(one["system"], one["at"]): one["value"] for one in data["series"] if one["kind"] == "reading"}
+    assert set(readings) == {(name, step) for name in ("lab/clip", "lab/diffusion") for step in (100, 900)}
+    # The comparison itself is at the usual timestep, whatever is read beside it.
+    assert data["systems"]["lab/diffusion"]["auroc"]["value"] == readings["lab/diffusion", 100]
+    assert len(pd.read_parquet(out / "series.parquet")) == len(data["series"])
+    code, printed, _ = shell(*command, "--over", "draw", "--draws", 2)
+    assert code == 0
+    assert "auroc over draws" in printed
+    assert "--draws must be 2 or more" in refused(*command, "--over", "draw", "--draws", 1)
+    assert "no measurements of its training" in refused(*command, "--over", "training")
+    assert "draw" in refused(*command, "--over", "draws")
+
+
+def test_shipped_seeds_stand_beside_what_is_measured(shell):
+    code, printed, _ = shell("compare", "lab/llava-clip", "lab/difflmm", "--limit", 2, "--over", "training", "--json")
+    assert code == 0
+    data = json.loads(printed)
+    assert (data["seeds"][0]["seed"], data["seeds"][0]["source"]) == (0, "measured")
+    assert {one["source"] for one in data["seeds"][1:]} == {"shipped"}
+    assert len(data["seeds"]) >= 3
+    assert {one["trainings"][0] for one in data["agreement"]} == {len(data["seeds"])}
+    assert {one["seed"] for one in data["series"]} == {one["seed"] for one in data["seeds"]}
+    code, printed, _ = shell("compare", "lab/llava-clip", "lab/difflmm", "--limit", 2)
+    assert "what the trainings support" in printed
+    assert "trainings from other seeds" in printed
