@@ -192,7 +192,7 @@ def draw_training(ax: Axes, table: pd.DataFrame) -> None:
     ax.axhline(table["chance"].mean(), color="0.4", linewidth=0.8, linestyle=(0, (3, 2)), zorder=0)
     ax.axhline(table["oracle_patch"].mean(), color="0.6", linewidth=0.8, linestyle=(0, (5, 2)), zorder=0)
     ax.set(xlabel="step", ylabel="pointing, minus mean", ylim=(0, 1.04))
-    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.24), fontsize=SMALL)
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.2), fontsize=SMALL)
     trim(ax)
 
 

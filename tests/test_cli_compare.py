@@ -149,4 +149,4 @@ def test_shipped_seeds_stand_beside_what_is_measured(shell):
     assert {one["seed"] for one in data["series"]} == {one["seed"] for one in data["seeds"]}
     code, printed, _ = shell("compare", "lab/llava-clip", "lab/difflmm", "--limit", 2)
     assert "what the trainings support" in printed
-    assert "trainings from other seeds" in printed
+    assert "trainings by seed" in printed

@@ -208,7 +208,7 @@ def seed_tables(seeds: Sequence[SeedComparison], agreed: Sequence[Agreement]) ->
     if len(seeds) < 2:
         return ["note         one training of each system: these numbers are about these models, not about their kinds"]
     metrics = list(dict.fromkeys(one.metric for one in agreed))
-    table = make_table("trainings from other seeds", "seed", "source", "system", *metrics)
+    table = make_table("trainings by seed", "seed", "source", "system", *metrics)
     for one in seeds:
         for name, system in one.to_dict()["systems"].items():
             table.add_row(str(one.seed), one.source, name, *(_shown(system[metric]) for metric in metrics))
