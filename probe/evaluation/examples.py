@@ -19,13 +19,18 @@ class ExamplePhrase:
     """A phrase of an example's text and the pixels that it names.
 
     `text` is what stands at the characters `start` to `end` (exclusive) of the example's text. `mask` is a bool array
-    (height, width) in the pixels of the upright original image, as `probe.images.read_image` gives it.
+    (height, width) in the pixels of the upright original image, as `probe.images.read_image` gives it. What a data set says
+    besides: `category` is the name of its class, `thing` whether that is countable (a thing) or not (stuff), `plural` whether
+    the phrase names several; empty or ``None`` where it does not say.
     """
 
     text: str
     start: int
     end: int
     mask: np.ndarray
+    category: str = ""
+    thing: bool | None = None
+    plural: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +38,8 @@ class Example:
     """One picture with one text to be read, and the phrases of that text with their masks.
 
     `name` is unique in its data set; several examples can share a picture, and those have the same `image`, which is a
-    path or a PIL image. All masks have one shape.
+    path or a PIL image. All masks have one shape. `references` are other texts about the same picture, without phrases,
+    that a generated text is compared with beside this one.
 
     Raises
     ------
@@ -46,6 +52,7 @@ class Example:
     image: Path | Image.Image
     text: str
     phrases: tuple[ExamplePhrase, ...]
+    references: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.image, (Path, Image.Image)):
