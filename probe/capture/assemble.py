@@ -121,16 +121,18 @@ def _certificate(recorder: Recorder, track: Track, ids: list[int], views: tuple[
 def _layer(recorder: Recorder, store: RowStore, name: str, view: View, kept: tuple[int, ...]) -> LayerAttention:
     values, mean, rest = store.finished(view)
     # A store holds its tokens in the order of the calls; the record holds them as they were asked for.
-    where = {token: place for place, token in enumerate(store.tokens)}
-    order = [where[token] for token in kept]
+    if store.tokens != list(kept):
+        where = {token: place for place, token in enumerate(store.tokens)}
+        order = [where[token] for token in kept]
+        values, rest = values[:, order], rest[:, order]
     rows, cols = view.grid.shape
     return LayerAttention(
         name=name,
         view=view.name,
         grid=view.grid,
-        values=rearrange(values[:, order], "head token (row col) -> 1 head token row col", row=rows, col=cols),
+        values=rearrange(values, "head token (row col) -> 1 head token row col", row=rows, col=cols),
         token_mean=rearrange(mean, "head (row col) -> 1 head row col", row=rows, col=cols),
-        rest=rearrange(rest[:, order], "head token place -> 1 head token place"),
+        rest=rearrange(rest, "head token place -> 1 head token place"),
         heads=recorder.heads,
     )
 

@@ -13,6 +13,7 @@ from probe.attention import AttentionRecord
 from probe.capture.assemble import assemble
 from probe.capture.hooks import require_uncompiled, watch_forward, watch_generate
 from probe.capture.modules import attention_modules
+from probe.capture.pending import keeps_keys
 from probe.capture.pictures import IMAGE_INPUTS, allocate, image_token_id, units_of
 from probe.capture.places import choose_place
 from probe.capture.recordings import Recording
@@ -158,6 +159,7 @@ class Recorder(Recording):
         self.dtype: torch.dtype | None = None
         self._ends: frozenset[int] = frozenset()
         self._cache: Any = None
+        self._keeps = False
         self._seen: dict[nn.Module, int] = {}
         self._calls = 0
 
@@ -245,13 +247,16 @@ class Recorder(Recording):
         if not self._mine() or not self._generating:
             return
         self._generating = False
-        if output is not None:
+        if output is None:
+            self.tracks.clear()  # they hold keys of the model
+        else:
             answers = getattr(output, "sequences", output).tolist()
             if len(answers) != len(self.tracks):
                 raise CaptureError(
                     f"generate gave out {len(answers)} sequences where {len(self.tracks)} were recorded."
                 )
             for track, ids in zip(self.tracks, answers, strict=True):
+                track.settle()
                 track.give_out(ids, self._ends)
             self._state = "finished"
 
@@ -277,7 +282,7 @@ class Recorder(Recording):
             if track.plan is None:
                 self._lay_out(track)
             track.end(self._ends)
-        self._cache = cache
+        self._cache, self._keeps = cache, self._generating and keeps_keys(cache)
         self._seen = dict.fromkeys(self.layers, 0)
         self._length = len(fed[0])
         self._forward = True
@@ -314,7 +319,7 @@ class Recorder(Recording):
         if checked == "sample" and self._calls >= 4 and self._calls % 8:
             checked = "off"  # rows are checked in the first calls and in every 8th
         for number, track in enumerate(self.tracks):
-            track.take(module, call.of(number), shift=shift, picked=checked)
+            track.take(module, call.of(number), shift=shift, picked=checked, keeps=self._keeps)
 
     # Helpers ------------------------------------------------------------------------------------------------------------
 
@@ -340,7 +345,8 @@ class Recorder(Recording):
             attends = None if rows is None else [int(one) for one in rows[number][: len(prompt)]]
             for _ in range(each):
                 sequence = Sequence(prompt, token, attends, own)
-                self.tracks.append(Track(sequence, self.layers, self.heads, offload=self.offload))
+                track = Track(sequence, self.layers, self.heads, offload=self.offload, verify=self.verify)
+                self.tracks.append(track)
 
     def _lay_out(self, track: Track) -> None:
         keep = None

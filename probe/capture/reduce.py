@@ -122,7 +122,10 @@ class RowStore:
             If padding was attended to, or a row is not a number.
         """
         positions = (self.layout.views[view] if isinstance(view, int) else view).positions
-        rows, rest = torch.cat(self._rows, dim=1), torch.cat(self._rest, dim=1)
+        for parts in (self._rows, self._rest):
+            if len(parts) > 1:  # put together in place of the parts, or all rows would be held twice
+                parts[:] = [torch.cat(parts, dim=1)]
+        [rows], [rest] = self._rows, self._rest
         mean = rows.mean(1) if self._sum is None else (self._sum / self.count).to(rows.device)
         mass = max((float(one) for one in self._on_padding), default=0.0)
         if mass > 0:
@@ -142,7 +145,11 @@ class RowStore:
         others = torch.ones(len(where), dtype=torch.bool, device=rows.device)
         others[own] = False
         elsewhere = rows[..., others].sum(-1, keepdim=True)
-        return rows[..., own], mean[..., own], torch.cat([rest, elsewhere], dim=-1)
+        # Patches of a view that stand together are a part of the rows, which needs no copy.
+        first = where[positions[0]]
+        part = slice(first, first + len(positions))
+        seen = rows[..., part] if own.tolist() == list(range(first, part.stop)) else rows[..., own]
+        return seen, mean[..., own], torch.cat([rest, elsewhere], dim=-1)
 
     def _moved(self, part: Tensor) -> Tensor:
         # A slice would keep the whole row of keys alive.

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from probe.capture.pending import PendingRows
 from probe.capture.reduce import Queries, RowStore
 from probe.capture.sequence import Sequence
 from probe.capture.taps import AttentionCall
@@ -31,17 +32,25 @@ class Track:
     layout : where text and image tokens stand in it; ``None`` without an image, when nothing is recorded.
     plan : which rows are wanted.
     stores : the rows of each layer.
+    pending : rows of decode steps that are not computed yet.
     output_ids : what ``generate`` gave out, prompt included, up to the end token.
     checked_rows, max_error, worst : of the certificate, with the name of the layer whose error is the largest.
     """
 
     def __init__(
-        self, sequence: Sequence, names: Mapping[nn.Module, str], heads: tuple[int, ...], *, offload: bool
+        self,
+        sequence: Sequence,
+        names: Mapping[nn.Module, str],
+        heads: tuple[int, ...],
+        *,
+        offload: bool,
+        verify: Literal["sample", "all", "off"],
     ) -> None:
-        self.sequence, self.names, self.heads, self.offload = sequence, names, heads, offload
+        self.sequence, self.names, self.heads, self.offload, self.verify = sequence, names, heads, offload, verify
         self.layout: Layout | None = None
         self.plan: Queries | None = None
         self.stores: dict[nn.Module, RowStore] = {}
+        self.pending: dict[nn.Module, PendingRows] = {}
         self.output_ids: list[int] | None = None
         self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
 
@@ -88,7 +97,13 @@ class Track:
         self.sequence.ids = self.sequence.ids[: len(self.output_ids) - 1]
 
     def take(
-        self, module: nn.Module, call: AttentionCall, *, shift: int, picked: Literal["sample", "all", "off"]
+        self,
+        module: nn.Module,
+        call: AttentionCall,
+        *,
+        shift: int,
+        picked: Literal["sample", "all", "off"],
+        keeps: bool = False,
     ) -> None:
         """The wanted rows of one call on this sequence alone.
 
@@ -96,39 +111,69 @@ class Track:
         ----------
         shift : positions that are no longer among the keys: those that a sliding cache dropped.
         picked : which of the rows are checked against the kernel's output.
+        keeps : True if the key cache keeps the keys of this call, so that its row can be computed later with others.
         """
         plan, queries = self.plan, call.query.shape[2]
         if plan is None or self.layout is None:
             return
         first = len(self.sequence.ids) - queries
         wanted = [(row, token) for row in range(queries) if (token := plan.token_at(first + row)) is not None]
+        pending = self.pending.get(module) or PendingRows()
+        if keeps and not shift and wanted and pending.fits(call):
+            self.pending[module] = pending
+            pending.add(module, call, wanted[0][1], checked=self.verify != "off")
+            if len(pending.tokens) == _ROWS_AT_ONCE:
+                self._settle(module)
+            return
+        if wanted:
+            self._settle(module)  # rows are stored in the order of the calls
         for start in range(0, len(wanted), _ROWS_AT_ONCE):
-            self._take(module, call, wanted[start : start + _ROWS_AT_ONCE], shift, picked)
+            some = wanted[start : start + _ROWS_AT_ONCE]
+            chosen = _chosen(len(some), picked)
+            self._compute(module, call, _rows(some, call.query.device), [token for _, token in some], chosen, shift)
 
-    def _take(
-        self, module: nn.Module, call: AttentionCall, wanted: list[tuple[int, int]], shift: int, picked: str
+    def settle(self) -> None:
+        """Compute the rows that are still pending."""
+        for module in list(self.pending):
+            self._settle(module)
+
+    def _settle(self, module: nn.Module) -> None:
+        pending = self.pending.pop(module, None)
+        if pending is None:
+            return
+        call, count = pending.call(), len(pending.tokens)
+        # All of them, also of a sample: that the keys were kept as they were is shown by nothing else.
+        chosen = [] if self.verify == "off" else list(range(count))
+        self._compute(module, call, torch.arange(count, device=call.query.device), pending.tokens, chosen, 0)
+
+    def _compute(
+        self, module: nn.Module, call: AttentionCall, rows: Tensor, tokens: list[int], chosen: list[int], shift: int
     ) -> None:
+        """Store these rows of a call, and hold the chosen ones, counted among them, against the kernel's output."""
         assert self.layout is not None  # for the type checker: laid out before the first call
-        device, heads = call.query.device, self.heads
-        # Wanted rows follow each other but in a prompt, where the image's are left out; a range needs no copy to the device.
-        first, last = wanted[0][0], wanted[-1][0]
-        rows = torch.arange(first, last + 1, device=device)
-        if len(wanted) <= last - first:
-            rows = torch.tensor([row for row, _ in wanted], device=device)
-        weights = attention_rows(module, call, rows=rows, heads=heads)
+        weights = attention_rows(module, call, rows=rows, heads=self.heads)
         if module not in self.stores:
             keep = self.plan.keep if self.plan is not None else None
             self.stores[module] = RowStore(self.layout, self.offload, None if keep is None else keep.__contains__)
         # Keys are counted from the first position that is left; what was dropped gets no attention.
         columns = torch.nn.functional.pad(weights, (shift, 0)) if shift else weights
-        self.stores[module].add(columns, [token for _, token in wanted])
-        chosen = _chosen(len(wanted), picked)
+        self.stores[module].add(columns, tokens)
         if chosen:
-            index = torch.tensor(chosen, device=device)
-            error = reproduction_error(call, weights[:, index], rows=rows[index], heads=heads)
+            if len(chosen) < len(tokens):
+                index = torch.tensor(chosen, device=rows.device)
+                weights, rows = weights[:, index], rows[index]
+            error = reproduction_error(call, weights, rows=rows, heads=self.heads)
             self.checked_rows += len(chosen)
             if error > self.max_error:
                 self.max_error, self.worst = error, self.names[module]
+
+
+def _rows(wanted: list[tuple[int, int]], device: torch.device) -> Tensor:
+    """The wanted rows of a call; they follow each other but in a prompt, where the image's are left out."""
+    first, last = wanted[0][0], wanted[-1][0]
+    if len(wanted) > last - first:
+        return torch.arange(first, last + 1, device=device)  # a range needs no copy to the device
+    return torch.tensor([row for row, _ in wanted], device=device)
 
 
 def dropped_positions(name: str, module: nn.Module, call: AttentionCall, cache: Any, *, fed: int, total: int) -> int:

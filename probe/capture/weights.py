@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from probe.capture.taps import AttentionCall
 from probe.errors import CaptureError
 
-__all__ = ["TOLERANCES", "attention_rows", "reproduction_error", "tolerance_of", "uniform_rows"]
+__all__ = ["TOLERANCES", "attention_rows", "reproduction_error", "require_understood", "tolerance_of", "uniform_rows"]
 
 #: Largest difference between recomputed and kernel output, relative to that output, by the kernel's number type.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -42,7 +42,7 @@ def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, head
     CaptureError
         If the call has something that is not understood: dropout, an unknown kind of mask, quantised tensors.
     """
-    _require_understood(module, call)
+    require_understood(module, call)
     compute = torch.float64 if call.query.dtype == torch.float64 else torch.float32
     scaling = call.options.get("scaling")
     scaling = call.query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -108,7 +108,14 @@ def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(heads, device=device)
 
 
-def _require_understood(module: nn.Module, call: AttentionCall) -> None:
+def require_understood(module: nn.Module, call: AttentionCall) -> None:
+    """Nothing, if the rows of this call can be computed again from what it was given.
+
+    Raises
+    ------
+    CaptureError
+        If it is of a batch, or has dropout, quantised tensors, or an argument that is not known here.
+    """
     if call.query.shape[0] != 1:
         raise CaptureError(
             f"A batch of {call.query.shape[0]} sequences was given; the rows of one sequence at a time can be computed."
