@@ -19,7 +19,7 @@ _KEEPING = frozenset(["DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer"
 
 def keeps_keys(cache: Any) -> bool:
     """True if the keys of an early decode step can be read from those of a later one, and holding them costs nothing."""
-    layers = getattr(cache, "layers", None)
+    layers = list(getattr(cache, "layers", ()))
     # A cache that moves its layers to host memory would be kept from doing so.
     return bool(layers) and not cache.offloading and all(type(one).__name__ in _KEEPING for one in layers)
 
