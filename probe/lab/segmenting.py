@@ -29,7 +29,9 @@ OBJECTS = 3  # asked about in each scene; where it has two, one of them twice
 # What one batch after the other is asked with: as many as a row of the curve averages over, so that rows can be compared.
 KINDS = ("point", "point", "point", "box", "box and mask")
 JITTER = 0.1  # of a box's side: standard deviation by which its edges are off
-COARSE = 8  # height and width in cells of the masks that are given as a prompt: about what attention over patches can tell
+COARSE = (
+    8  # height and width in cells of the masks that are given as a prompt: about what attention over patches can tell
+)
 LOGIT = 10.0  # of what is certainly mask: the sigmoid differs from 1 by less than 1e-4
 # Weights of focal, dice and mean squared error as in the paper. Beside the best of the three masks the mean of all counts a little:
 # with nothing but the best, two of the three would never learn a scene's objects, which are hardly ambiguous.

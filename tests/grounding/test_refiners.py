@@ -134,7 +134,7 @@ def test_what_cannot_be_asked():
     with pytest.raises(InputError, match="tolerance must be"):
         SuperpixelRefiner(tolerance=-1)
     encoded = ThresholdRefiner().encode(GREY)
-    with pytest.raises(InputError, match="cuts maps"):
+    with pytest.raises(InputError, match="reads maps"):
         encoded.prompt(points=[(0, 0)])
     with pytest.raises(InputError, match=r"points=.* or boxes="):
         encoded.prompt()
