@@ -25,6 +25,7 @@ __all__ = [
     "Refiner",
     "SuperpixelRefiner",
     "ThresholdRefiner",
+    "bounding_box",
     "find_refiner",
     "read_prompts",
     "require_maps",
@@ -268,6 +269,12 @@ def _part(mask: NDArray[np.bool_], point: tuple[int, ...]) -> NDArray[np.bool_]:
 
     parts = label(mask, connectivity=1)
     return parts == parts[tuple(point)]
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of a mask (height, width) that is not empty; the last two are the first behind it."""
+    rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
 
 
 def read_prompts(points: Any, boxes: Any, size: tuple[int, int]) -> list[tuple[int, ...]]:

@@ -22,6 +22,7 @@ from probe.errors import InputError, ModelError, did_you_mean
 from probe.grounding.refiners import (
     Refined,
     ThresholdRefiner,
+    bounding_box,
     read_prompts,
     require_maps,
     require_one_of,
@@ -198,7 +199,7 @@ class SamImage:
                 f"Map {number} is unseen everywhere, so it shows nothing to ask with; leave this prompt out."
             )
         if len(where) == 2:
-            where = _box(ThresholdRefiner().cut(values, where))
+            where = bounding_box(ThresholdRefiner().cut(values, where))
         return where, self._mask_prompt(values) if kind == "box and mask" else None
 
     def _mask_prompt(self, values: NDArray[np.float64]) -> Tensor:
@@ -290,12 +291,6 @@ def _split(rest: str) -> tuple[str, str]:
     """The model and what follows its last colon."""
     model, _, mask = rest.rpartition(":")
     return (model, mask) if model else (rest, "")
-
-
-def _box(mask: Masks) -> tuple[int, ...]:
-    """Top, left, bottom and right of a mask (height, width) that is not empty."""
-    rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
 
 
 def _high_quality(found: Any) -> dict[str, Any]:
