@@ -290,6 +290,8 @@ def read_prompts(points: Any, boxes: Any, size: tuple[int, int]) -> list[tuple[i
             raise InputError(
                 f"The {what} {one} does not lie in the image of {size[0]} x {size[1]} (height x width) pixels; rows come first."
             )
+        if length == 4 and not (one[0] < one[2] and one[1] < one[3]):
+            raise InputError(f"The box {one} holds no pixel; give (top, left, bottom, right), top above bottom.")
     return asked
 
 

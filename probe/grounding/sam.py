@@ -151,7 +151,8 @@ class SamImage:
         found = []
         for where, masks, scores in self._each(points, boxes, maps):
             chosen = self._choose(masks, scores, where)
-            found.append((masks[chosen], float(scores[chosen])))
+            # A copy: a view would keep the other candidates in memory too.
+            found.append((masks[chosen].copy(), float(scores[chosen])))
         return stack(found, self.size)
 
     def candidates(
