@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import SamModel, SamProcessor
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
@@ -161,6 +162,8 @@ def test_training_leaves_a_model_and_a_curve(trained: Path) -> None:
     frequencies = "shared_image_embedding.positional_embedding"
     assert torch.equal(end[frequencies], start[frequencies].half().float())
     assert torch.equal(end[frequencies], end["prompt_encoder.shared_embedding.positional_embedding"])
+    with safe_open(trained / "model.safetensors", framework="pt") as file:
+        assert [one for one in file.keys() if "positional" in one] == [frequencies]  # noqa: SIM118
     assert SamRefiner(trained).encode(scene(0).image).prompt(points=[(99, 30)])[0].shape == (1, 256, 256)
 
 
