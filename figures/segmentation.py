@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "threshold": {"refiner": "threshold"},
     "threshold, heads as first released": {"refiner": "threshold", "reduction": "as-first-released"},
     "superpixels": {"refiner": "superpixels"},
+    "lab/sam": {"refiner": "lab/sam"},
 }
 LABELS = {
     "iou": "IoU",
@@ -43,6 +44,7 @@ SIZE = (2.9, 6.0)  # (height, width) in inches
 def measure(count: int, table: Path = TABLE) -> pd.DataFrame:
     """The table of every setting over so many scenes; it is written too."""
     from probe.evaluation.lab import read_lab
+    from probe.grounding.refiners import find_refiner
     from probe.grounding.scores import score_masks
     from probe.reports import tracked
 
@@ -53,7 +55,8 @@ def measure(count: int, table: Path = TABLE) -> pd.DataFrame:
         for one in tracked(examples, what="reading captions", total=count)
     ]
     parts = []
-    for name, options in SETTINGS.items():
+    for name, given in SETTINGS.items():
+        options = given | {"refiner": find_refiner(given["refiner"])}  # a SAM is loaded once
         found = (
             probe.attend_and_segment(
                 record, one.image, phrases=[(part.start, part.end) for part in one.phrases], **options
@@ -78,9 +81,11 @@ def draw(table: Path = TABLE, out: Path = HERE / "segmentation") -> tuple[Path, 
         ax = figure.subplots()
         for index, setting in enumerate(settings):
             part = frame[frame["setting"] == setting].set_index("name").loc[names]
-            rows = np.arange(len(names)) + (index - (len(settings) - 1) / 2) * 0.22
+            rows = np.arange(len(names)) + (index - (len(settings) - 1) / 2) * 0.18
             reach = np.stack([part["value"] - part["low"], part["high"] - part["value"]])
-            ax.errorbar(part["value"], rows, xerr=reach, fmt="os^"[index % 3], markersize=3, capsize=1.5, label=setting)
+            ax.errorbar(
+                part["value"], rows, xerr=reach, fmt="os^D"[index % 4], markersize=2.5, capsize=1.5, label=setting
+            )
         for row in range(1, len(names)):
             ax.axhline(row - 0.5, color="0.4" if row == RESULTS else "0.9", linewidth=0.5, zorder=0)
         ax.set(yticks=range(len(names)), yticklabels=[LABELS[one] for one in names], xlim=(0, 1))

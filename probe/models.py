@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
-import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from probe.errors import ModelError
 from probe.families import Family, family_of
-from probe.pipelines import INDEX, load_pipeline, require_complete
-from probe.text import shorten
+from probe.loading import CONFIG, locate, number_type, quiet, require_complete, typed, usable_device
+from probe.pipelines import INDEX, load_pipeline
 
 __all__ = ["Subject", "load_model"]
 
@@ -91,16 +87,12 @@ def _live(model: Any, processor: Any) -> Subject:
 def _load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool) -> Subject:
     import torch
 
-    folder, dtype = _locate(name, dtype=dtype)
-    wanted: Any = dtype if dtype == "auto" else getattr(torch, dtype, None)
-    if wanted != "auto" and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
-        raise ModelError(
-            f"dtype={dtype!r} is not a floating-point type of torch; try 'float32', 'bfloat16', 'float16' or 'auto'."
-        )
-    target = _usable_device(device)
+    folder, dtype = locate(name, dtype=dtype, files=(CONFIG, INDEX), example="lab/llava")
+    wanted = number_type(dtype)
+    target = usable_device(device)
     # Reading a large checkpoint takes a while, so its bar may show on a terminal; the shipped model needs none.
     bars = folder == name and (not Path(name).is_dir() or sys.stderr.isatty())
-    with _typed(name), _quiet(bars=bars):
+    with typed(name), quiet(bars=bars):
         pipeline = _pipeline_folder(folder)
         if pipeline is not None:
             # Its configuration names no number type; its parts are computed in single precision unless told otherwise.
@@ -157,89 +149,3 @@ def _pipeline_folder(folder: str) -> Path | None:
     from diffusers import DiffusionPipeline
 
     return Path(DiffusionPipeline.download(folder))
-
-
-def _usable_device(device: str | None) -> str:
-    import torch
-
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=target).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = shorten((str(error).strip().splitlines() or [""])[0].rstrip("."), 80)
-        raise ModelError(
-            f"device={target!r} cannot be used here ({reason}); try 'cpu', or leave it out to take a GPU where there is one."
-        ) from error
-    return target
-
-
-def _locate(name: str, *, dtype: str) -> tuple[str, str]:
-    """The folder or hub name to load from, and the number type to load it in."""
-    if name.startswith("lab/"):
-        from probe.lab.storage import folder
-
-        # Shipped in half precision to stay small; computed in single precision, as it was trained.
-        return str(folder(name)), "float32" if dtype == "auto" else dtype
-    path = Path(name).expanduser()
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or path.exists() or name.count("/") != 1
-    if looks_local and not path.is_dir():
-        raise ModelError(
-            f"No model folder {name!r}: give a folder with a config.json or {INDEX}, a hub name 'owner/name', or 'lab/llava'."
-        )
-    if looks_local and not any((path / one).is_file() for one in ("config.json", INDEX)):
-        raise ModelError(
-            f"The folder {name!r} has no config.json or {INDEX}, so it is not a saved model; was it made with save_pretrained?"
-        )
-    return (str(path) if looks_local else name), dtype
-
-
-@contextmanager
-def _typed(name: str) -> Iterator[None]:
-    """Turn whatever the library raises while loading into one line that names the model."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"{name!r}: {error}") from None
-    except Exception as error:
-        # Whatever lies in a folder is read by many parsers, each with errors of its own; all mean that it cannot be loaded.
-        lines = str(error).strip().splitlines() or [""]
-        reason = lines[0].strip().rstrip(".:")
-        raise ModelError(
-            f"{name!r} could not be loaded ({type(error).__name__}: {reason}). It must be a folder made with save_pretrained, "
-            "holding the model and its processor, or the name of such a model on the hub with a network to reach it."
-        ) from error
-
-
-@contextmanager
-def _quiet(*, bars: bool) -> Iterator[None]:
-    """Hold back what needs nobody's attention: that torchvision is absent, reports of what is raised here, and bars."""
-    from transformers.utils import logging as library
-
-    def keep(line: logging.LogRecord) -> bool:
-        # The PIL image processors are used on purpose; missing weights become an error of their own; and SigLIP's configuration
-        # warns of the special tokens that it has by default.
-        text = line.getMessage()
-        return (
-            "torchvision" not in text.lower()
-            and not ("LOAD REPORT" in text and ("MISSING" in text or "MISMATCH" in text))
-            and not re.search(r"Model config: \w+_token_id must be", text)
-        )
-
-    handlers = list(logging.getLogger("transformers").handlers)
-    # Without a network the hub's client says so once for each of its tries; the one line that is raised says it too.
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.CRITICAL)
-    shown = library.is_progress_bar_enabled()
-    for one in handlers:
-        one.addFilter(keep)
-    if not bars:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hub.setLevel(level)
-        for one in handlers:
-            one.removeFilter(keep)
-        if shown and not bars:
-            library.enable_progress_bar()

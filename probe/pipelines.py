@@ -11,8 +11,9 @@ from typing import Any
 
 from probe.errors import ModelError, did_you_mean
 from probe.families import FAMILIES, Family
+from probe.loading import require_complete
 
-__all__ = ["INDEX", "load_pipeline", "pipeline_family", "require_complete"]
+__all__ = ["INDEX", "load_pipeline", "pipeline_family"]
 
 #: The file that makes a folder a pipeline.
 INDEX = "model_index.json"
@@ -65,18 +66,6 @@ def pipeline_family(class_name: str) -> Family:
             f"{did_you_mean(class_name, known)}"
         )
     return known[class_name]
-
-
-def require_complete(found: dict[str, Any], what: str = "its") -> None:
-    """Nothing, if every weight came from the checkpoint: the library fills gaps with random numbers and goes on."""
-    missing = sorted(found.get("missing_keys", ()))
-    other = sorted(str(one[0]) for one in found.get("mismatched_keys", ()))
-    for keys, which in ((missing, "are not in its checkpoint"), (other, "have another shape in its checkpoint")):
-        if keys:
-            raise ModelError(
-                f"{len(keys)} of {what} weights {which}, the first {keys[0]!r}: the checkpoint is not of this config.json, or it "
-                "is incomplete; save or fetch it again."
-            )
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def test_a_negative_seed_and_no_new_tokens(refused, photo):
         (["record", "a.png", "b", "--max-new-tokens", "x"], "--max-new-tokens takes a whole number, found 'x'."),
         (
             ["lab", "train", "lava"],
-            "ORGANISM takes 'llava' or 'clip' or 'diffusion' or 'twins', found 'lava'. Did you mean 'llava'?",
+            "ORGANISM takes 'llava' or 'clip' or 'diffusion' or 'sam' or 'twins', found 'lava'. Did you mean 'llava'?",
         ),
         (["check"], "Give one of these: a MODEL, --family NAME for a tiny random model of it, or --all."),
     ],

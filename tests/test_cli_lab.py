@@ -14,7 +14,9 @@ import probe
 from probe import training_tables, twin_comparisons
 from probe.evaluation.coco import read_coco_folder
 from probe.evaluation.lab import read_lab
-from probe.lab import autoencoding, contrastive, denoising, features, training, twins
+from probe.grounding.prompted import score_prompts
+from probe.grounding.sam import SamRefiner
+from probe.lab import autoencoding, contrastive, denoising, features, segmenting, training, twins
 from probe.lab.arms import ARMS, TwinSettings
 from probe.lab.storage import TWINS
 
@@ -205,6 +207,36 @@ def test_the_encoders_are_trained_and_their_curve_shown(shell, tiny_trainings, t
     assert f"{rows[0]['loss']:.3f}" in table
     code, _, noise = shell("lab", "train", organism, "--steps", 0, "--out", tmp_path / "other")
     assert (code, noise.count("\n")) == (2, 1)
+
+
+def test_a_segmenter_is_trained_and_its_masks_scored(shell, refused, monkeypatch, tmp_path):
+    from tests.lab.test_sam import TINY
+
+    monkeypatch.setattr(
+        segmenting, "train_sam", functools.partial(segmenting.train_sam, settings=TINY, batch_size=2, save_every=2)
+    )
+    command = ("lab", "train", "sam", "--steps", 5, "--measure", 3, "--out", tmp_path / "model")
+    code, printed, noise = shell(*command, "--json")
+    assert (code, noise, printed.count("\n")) == (0, "", 1)
+    found = json.loads(printed)
+    assert [one["step"] for one in found["rows"]] == [5]
+    kept = pd.read_csv(tmp_path / "model" / "scores.csv")
+    assert found["scores"] == kept.to_dict("records")
+    assert len(kept) == 2 * 3 * 2
+    assert set(kept["images"]) == {3}
+    assert set(kept["phrases"]) == {sum(len(one.phrases) for one in read_lab(limit=3))}
+    alone = score_prompts(SamRefiner(tmp_path / "model", mask="last"), read_lab(limit=3))
+    assert kept.loc[kept["mask"] == "last", "value"].tolist() == pytest.approx(alone["value"].tolist())
+    before = {one: one.stat().st_mtime_ns for one in (tmp_path / "model").rglob("*")}
+    code, table, noise = shell(*command)
+    assert (code, noise) == (0, "")
+    assert {one: one.stat().st_mtime_ns for one in (tmp_path / "model").rglob("*")} == before
+    assert f"{kept['value'].iloc[0]:.3f} [" in table
+    # Another number of scenes is another measurement of the same model.
+    weights = tmp_path / "model" / "model.safetensors"
+    assert json.loads(shell(*command[:5], "--measure", 2, *command[7:], "--json")[1])["scores"][0]["images"] == 2
+    assert weights.stat().st_mtime_ns == before[weights]
+    assert "measure must be 2 or more" in refused("lab", "train", "sam", "--measure", 1)
 
 
 @pytest.fixture

@@ -65,6 +65,25 @@ def test_scenes_with_the_lab_model(shell, tmp_path):
     assert np.mean(hits) > 0.6  # a random point hits about one in twenty
 
 
+def test_scenes_with_the_lab_models_masks(shell, tmp_path):
+    example = scene(1)
+    example.image.save(tmp_path / "scene.png")
+    phrases = [part for one in example.phrases for part in ("--phrase", one.text)]
+    code, printed, noise = shell(
+        "segment", tmp_path / "scene.png", "Describe the image.", "--answer", example.caption, *phrases,
+        "--refiner", "lab/sam:best", "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert (code, noise) == (0, "")
+    data = _segments(printed, tmp_path / "out")
+    assert data["refiner"] == "sam (lab/sam, best)"
+    found = {one["span"][0]: one for one in data["phrases"]}
+    pointed = [one for one in example.phrases if one.mask[tuple(found[one.start]["point"])]]
+    assert pointed
+    for one in pointed:
+        mask = coco_mask.decode(found[one.start]["mask"]).astype(bool)
+        assert (mask & one.mask).sum() / (mask | one.mask).sum() > 0.8
+
+
 def test_people_get_a_table(shell, photo, checkpoint, tmp_path):
     argv = ["segment", photo, "What?", "--model", checkpoint(), "--answer", "a red ball and a red ball"]
     code, printed, noise = shell(*argv, "--phrase", "red ball", "--out", tmp_path / "out")
@@ -94,6 +113,11 @@ def test_an_answer_of_one_token(refused, photo, checkpoint):
 def test_what_cannot_be_asked_is_said_before_a_model_is_loaded(refused, photo, monkeypatch):
     monkeypatch.setattr("probe.models.load_model", None)
     assert "Did you mean 'superpixels'" in refused("segment", photo, "What?", "--refiner", "superpixel")
+    assert "found 'bets'. Did you mean 'best'" in refused("segment", photo, "What?", "--refiner", "lab/sam:bets")
+    assert "names no model" in refused("segment", photo, "What?", "--refiner", "sam:")
+    assert "No model folder 'nowhere'" in refused("segment", photo, "What?", "--refiner", "sam:nowhere")
+    assert "could not be loaded" in refused("segment", photo, "What?", "--refiner", "sam:nobody/nothing")
+    assert "type 'clip', not a SAM" in refused("segment", photo, "What?", "--refiner", "sam:lab/clip")
     assert "'mean' or 'first' or 'max'" in refused("segment", photo, "What?", "--combine", "median")
     assert "Did you mean 'patch centre'" in refused("segment", photo, "What?", "--point", "patch center")
 

@@ -13,7 +13,7 @@ __all__ = ["lab_scenes", "lab_train"]
 
 
 def lab_train(
-    organism: Literal["llava", "clip", "diffusion", "twins"],
+    organism: Literal["llava", "clip", "diffusion", "sam", "twins"],
     *,
     out: str | None = None,
     steps: int | None = None,
@@ -23,7 +23,7 @@ def lab_train(
     clip: str = "lab/clip",
     diffusion: str = "lab/diffusion",
 ) -> Report:
-    """Train a small model on scenes and their captions alone, without a grounding label.
+    """Train a small model on scenes and their captions alone, without a grounding label; or a segmenter, on masks alone.
 
     A run that was stopped goes on where it was when the same command is given again. For llava and twins, how grounding
     emerges is measured while they train.
@@ -31,19 +31,20 @@ def lab_train(
     Parameters
     ----------
     organism
-        Which one: llava describes scenes, clip tells which caption belongs to which scene, diffusion draws scenes. twins are
-        four that describe scenes with one and the same language model, on frozen features: a LLaVA on clip, a DiffLMM on both, and
-        that DiffLMM blind to either of them.
+        Which one: llava describes scenes, clip tells which caption belongs to which scene, diffusion draws scenes. sam finds an
+        object's outline from a point; alone of them it learns from masks, and without a word. twins are four that describe scenes
+        with one and the same language model, on frozen features: a LLaVA on clip, a DiffLMM on both, and that DiffLMM blind to
+        either.
     out
         Folder for the model, its snapshots and the measurements; runs/lab-ORGANISM by default. For llava these are training.csv:
-        at each measurement the caption loss, scores, floors and where maps peak, with intervals. Twins have a folder each, such
-        as seed-0/llava-clip.
+        at each measurement the caption loss, scores, floors and where maps peak, with intervals; for sam scores.csv, the IoU of
+        its masks at the end. Twins have a folder each, such as seed-0/llava-clip.
     steps
         How many; by default as the shipped model was trained.
     seed
         Of the weights and the scenes; for twins the first one.
     measure
-        How many unseen scenes are scored at each measurement; for llava and twins alone.
+        How many unseen scenes are scored at each measurement, or of sam at the end; not for clip and diffusion.
     seeds
         How many seeds each of the twins is trained from.
     clip
@@ -58,6 +59,8 @@ def lab_train(
         return _train_clip(target, steps, seed)
     if organism == "diffusion":
         return _train_diffusion(target, steps, seed)
+    if organism == "sam":
+        return _train_sam(target, steps, seed, measure)
     if organism == "twins":
         at_least("--seeds", seeds, 1)
         return train_all(target, steps, range(seed, seed + seeds), measure, clip=clip, diffusion=diffusion)
@@ -108,6 +111,38 @@ def _train_diffusion(target: Path, steps: int | None, seed: int) -> Report:
     with progress("U-Net", total) as advance:
         train_diffusion(target, steps=total, seed=seed, on_step=lambda step, loss: advance(step))
     return _curve_report("diffusion", target, total, seed, ("loss", "squared_error"))
+
+
+def _train_sam(target: Path, steps: int | None, seed: int, measure: int) -> Report:
+    import pandas as pd
+
+    from probe.evaluation.lab import read_lab
+    from probe.grounding.prompted import score_prompts
+    from probe.grounding.sam import SamRefiner
+    from probe.lab.segmenting import STEPS, train_sam
+
+    total = STEPS if steps is None else steps
+    at_least("--measure", measure, 2)  # of one scene there is no interval
+    with progress("training", total) as advance:
+        train_sam(target, steps=total, seed=seed, on_step=lambda step, loss: advance(step))
+    file = target / "scores.csv"
+    if not file.is_file() or int(pd.read_csv(file)["images"].iloc[0]) != measure:
+        parts = []
+        for choice in ("best", "last"):
+            scenes = tracked(read_lab(limit=measure), what=f"scoring the {choice} mask", total=measure)
+            parts.append(score_prompts(SamRefiner(target, mask=choice), scenes).assign(mask=choice))
+        pd.concat(parts, ignore_index=True).to_csv(file, index=False, lineterminator="\n")
+    scores = pd.read_csv(file)
+    report = _curve_report("sam", target, total, seed, ("loss", "iou_best", "iou_chosen", "iou_last"))
+    title = f"IoU on {measure} unseen scenes, 95 % intervals by bootstrap over scenes"
+    table = make_table(title, "asked with", "mask", "taken", "best of the three, by the truth")
+    for (mask, prompt), rows in scores.groupby(["mask", "prompt"], sort=False):
+        table.add_row(str(prompt), str(mask), *(_interval(row) for _, row in rows.iterrows()))
+    return Report(report.data | {"scores": scores.to_dict("records")}, [report.parts[0], table, *report.parts[1:]])
+
+
+def _interval(row: Any) -> str:
+    return show_interval({"value": row["value"], "value_low": row["low"], "value_high": row["high"]}, "value")
 
 
 def _curve_report(organism: str, target: Path, steps: int, seed: int, names: tuple[str, ...]) -> Report:

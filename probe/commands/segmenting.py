@@ -45,7 +45,9 @@ def segment(
     phrase
         A phrase of the answer, each time it is said; by default the answer's noun phrases.
     refiner
-        What makes a mask of a point: "threshold" cuts the map itself, "superpixels" the image.
+        What makes a mask of a point: "threshold" cuts the map itself, "superpixels" the image. A SAM has learned to: lab/sam, or
+        sam: or sam-hq: and a hub name or folder, such as sam:facebook/sam-vit-huge; followed by :best or :smallest, it takes
+        another of its masks than the last.
     combine
         How the maps of a phrase's tokens become one.
     reduction
@@ -60,7 +62,7 @@ def segment(
     dtype
         Number type of the model, such as "float32" or "bfloat16"; "auto" takes the checkpoint's own.
     device
-        Such as "cuda" or "cpu"; by default a GPU if there is one.
+        Such as "cuda" or "cpu", for the refiner too; by default a GPU if there is one.
     """
     settings = dict(locals())
     import matplotlib.pyplot as plt
@@ -71,7 +73,7 @@ def segment(
     from probe.runs import main_view
 
     target = output_folder(out)
-    maker = find_refiner(refiner)  # an unknown name is said before a model is loaded
+    maker = find_refiner(refiner, device=device)  # an unknown name is said before a model is loaded
     picture = probe.read_image(image)
     subject = probe.load_model(model, dtype=dtype, device=device)
     record = probe.run(subject, picture, prompt, answer=answer, max_new_tokens=max_new_tokens).record

@@ -18,7 +18,20 @@ from probe.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["REFINERS", "EncodedImage", "Refiner", "SuperpixelRefiner", "ThresholdRefiner", "find_refiner"]
+__all__ = [
+    "REFINERS",
+    "EncodedImage",
+    "Refined",
+    "Refiner",
+    "SuperpixelRefiner",
+    "ThresholdRefiner",
+    "bounding_box",
+    "find_refiner",
+    "read_prompts",
+    "require_maps",
+    "require_one_of",
+    "stack",
+]
 
 Threshold = Literal["mean", "otsu", "quantile"]
 Method = Literal["slic", "felzenszwalb"]
@@ -71,7 +84,7 @@ class ThresholdRefiner:
     """
 
     def __init__(self, threshold: Threshold = "otsu", *, quantile: float = 0.9) -> None:
-        _require_one_of("threshold", threshold, get_args(Threshold))
+        require_one_of("threshold", threshold, get_args(Threshold))
         if not 0 < quantile < 1:
             raise InputError(f"quantile must lie between 0 and 1, for example 0.9; found {quantile}.")
         self.threshold, self.quantile = threshold, quantile
@@ -80,45 +93,45 @@ class ThresholdRefiner:
     def encode(self, image: Image) -> EncodedImage:
         return _Thresholded(self, (image.height, image.width))
 
+    def level(self, seen: NDArray[np.float64]) -> float:
+        """The threshold of the values that are seen, none of them below zero."""
+        from skimage.filters import threshold_otsu
+
+        if self.threshold == "quantile":
+            return float(np.quantile(seen, self.quantile))
+        return float(seen.mean() if self.threshold == "mean" else threshold_otsu(seen))
+
+    def cut(self, values: NDArray[np.float64], where: tuple[int, ...]) -> NDArray[np.bool_]:
+        """The mask (height, width) of a map, cut at a (row, col) or inside a (top, left, bottom, right)."""
+        if not np.isfinite(values).any():
+            return np.zeros(values.shape, dtype=bool)
+        values = np.maximum(values, 0)  # NaN, unseen, stays NaN
+        level = self.level(values[np.isfinite(values)])
+        if len(where) == 4:
+            mask = np.zeros(values.shape, dtype=bool)
+            box = np.s_[where[0] : where[2], where[1] : where[3]]
+            mask[box] = (values[box] >= level) & (values[box] > 0)
+            return mask
+        where = _nearest(np.isfinite(values), where)
+        above = (values >= min(level, float(values[where]))) & (values > 0)
+        above[where] = True  # also where the map has nothing positive
+        return _part(above, where)
+
 
 class _Thresholded:
     def __init__(self, refiner: ThresholdRefiner, size: tuple[int, int]) -> None:
         self.refiner, self.size = refiner, size
 
     def prompt(self, *, points: Any = None, boxes: Any = None, maps: Any = None) -> Refined:
-        asked = _prompts(points, boxes, self.size)
-        if maps is None or np.shape(maps) != (len(asked), *self.size):
-            raise InputError(
-                f"The threshold refiner cuts maps: {len(asked)} prompts need maps of shape {(len(asked), *self.size)} (prompt, "
-                f"height, width), found {'none' if maps is None else np.shape(maps)}."
-            )
-        found = [self._cut(np.asarray(one, dtype=np.float64), where) for one, where in zip(maps, asked, strict=True)]
-        return _stacked(found, self.size)
-
-    def _cut(self, values: NDArray[np.float64], where: tuple[int, ...]) -> tuple[NDArray[np.bool_], float]:
-        if not np.isfinite(values).any():
-            return np.zeros(self.size, dtype=bool), np.nan
-        values = np.maximum(values, 0)  # NaN, unseen, stays NaN
-        level = self._level(values[np.isfinite(values)])
-        if len(where) == 4:
-            mask = np.zeros(self.size, dtype=bool)
-            box = np.s_[where[0] : where[2], where[1] : where[3]]
-            mask[box] = (values[box] >= level) & (values[box] > 0)
-        else:
-            where = _nearest(np.isfinite(values), where)
-            above = (values >= min(level, float(values[where]))) & (values > 0)
-            above[where] = True  # also where the map has nothing positive
-            mask = _part(above, where)
-        positive = np.nan_to_num(values)
-        total = float(positive.sum())
-        return mask, float(positive[mask].sum()) / total if total else np.nan
-
-    def _level(self, seen: NDArray[np.float64]) -> float:
-        from skimage.filters import threshold_otsu
-
-        if self.refiner.threshold == "quantile":
-            return float(np.quantile(seen, self.refiner.quantile))
-        return float(seen.mean() if self.refiner.threshold == "mean" else threshold_otsu(seen))
+        asked = read_prompts(points, boxes, self.size)
+        require_maps(maps, (len(asked), *self.size), "The threshold refiner")
+        found = []
+        for one, where in zip(maps, asked, strict=True):
+            values = np.asarray(one, dtype=np.float64)
+            mask, positive = self.refiner.cut(values, where), np.maximum(np.nan_to_num(values), 0)
+            total = float(positive.sum())
+            found.append((mask, float(positive[mask].sum()) / total if total else np.nan))
+        return stack(found, self.size)
 
 
 class SuperpixelRefiner:
@@ -134,7 +147,7 @@ class SuperpixelRefiner:
     """
 
     def __init__(self, method: Method = "slic", *, tolerance: float = 10.0, longest: int = 512) -> None:
-        _require_one_of("method", method, get_args(Method))
+        require_one_of("method", method, get_args(Method))
         if not tolerance >= 0 or longest < 8:
             raise InputError(
                 f"tolerance must be 0 or more and longest at least 8 pixels, found {tolerance} and {longest}."
@@ -173,14 +186,14 @@ class _Superpixels:
     def prompt(self, *, points: Any = None, boxes: Any = None, maps: Any = None) -> Refined:
         scale = np.asarray(self.regions.shape) / np.asarray(self.size)
         found = []
-        for where in _prompts(points, boxes, self.size):
+        for where in read_prompts(points, boxes, self.size):
             if len(where) == 4:
                 mask = self._within(np.asarray(where) * np.tile(scale, 2))
             else:
                 row, col = np.floor((np.asarray(where) + 0.5) * scale).astype(int)
                 mask = _part(self.regions == self.regions[row, col], (row, col))
             found.append((resize_masks(mask[None], self.size)[0], self._contrast(mask)))
-        return _stacked(found, self.size)
+        return stack(found, self.size)
 
     def _within(self, box: NDArray[np.float64]) -> NDArray[np.bool_]:
         """All regions of which at least half lies in the box."""
@@ -201,22 +214,38 @@ class _Superpixels:
         return float(np.linalg.norm(self.colours[mask].mean(0) - self.colours[ring].mean(0)) / 100)
 
 
-#: Name at the shell and in Python -> what makes the refiner.
+#: Name at the shell and in Python -> what makes the refiner. Beside them there are sam:NAME and sam-hq:NAME.
 REFINERS: dict[str, Callable[[], Refiner]] = {"threshold": ThresholdRefiner, "superpixels": SuperpixelRefiner}
+#: What a name of a SAM begins with.
+SAMS = ("sam", "sam-hq", "lab/sam")
 
 
-def find_refiner(refiner: str | Refiner) -> Refiner:
+def find_refiner(refiner: str | Refiner, *, device: str | None = None) -> Refiner:
     """The refiner of that name, or the one given.
+
+    Parameters
+    ----------
+    refiner : a name in ``REFINERS``; "lab/sam"; or "sam:" or "sam-hq:" and a hub name or a folder: "sam:facebook/sam-vit-huge".
+        After any SAM ":last", ":best" or ":smallest" says which of its masks is taken. It is loaded at once: for many images, find
+        it once and give the object.
+    device : where a SAM runs; by default on a GPU if there is one.
 
     Raises
     ------
     InputError
         If there is none of that name.
+    ModelError
+        If a SAM cannot be found or loaded.
     """
     if isinstance(refiner, str):
+        if refiner.partition(":")[0] in SAMS:
+            from probe.grounding.sam import find_sam
+
+            return find_sam(refiner, device=device)
         if refiner not in REFINERS:
+            known = (*REFINERS, "lab/sam", "sam:NAME", "sam-hq:NAME")
             raise InputError(
-                f"There is no refiner {refiner!r}; there are {', '.join(REFINERS)}.{did_you_mean(refiner, REFINERS)}"
+                f"There is no refiner {refiner!r}; there are {', '.join(known)}.{did_you_mean(refiner, known)}"
             )
         return REFINERS[refiner]()
     if not isinstance(refiner, Refiner):
@@ -242,8 +271,14 @@ def _part(mask: NDArray[np.bool_], point: tuple[int, ...]) -> NDArray[np.bool_]:
     return parts == parts[tuple(point)]
 
 
-def _prompts(points: Any, boxes: Any, size: tuple[int, int]) -> list[tuple[int, ...]]:
-    """Each prompt as whole (row, col), or (top, left, bottom, right)."""
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of a mask (height, width) that is not empty; the last two are the first behind it."""
+    rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
+
+
+def read_prompts(points: Any, boxes: Any, size: tuple[int, int]) -> list[tuple[int, ...]]:
+    """Each prompt as whole (row, col), or (top, left, bottom, right); certain to lie in an image of this (height, width)."""
     if (points is None) == (boxes is None):
         raise InputError("A refiner is asked with points=[(row, col), ...] or boxes=[(top, left, bottom, right), ...].")
     what, length, given = ("point", 2, points) if boxes is None else ("box", 4, boxes)
@@ -255,14 +290,29 @@ def _prompts(points: Any, boxes: Any, size: tuple[int, int]) -> list[tuple[int, 
             raise InputError(
                 f"The {what} {one} does not lie in the image of {size[0]} x {size[1]} (height x width) pixels; rows come first."
             )
+        if length == 4 and not (one[0] < one[2] and one[1] < one[3]):
+            raise InputError(f"The box {one} holds no pixel; give (top, left, bottom, right), top above bottom.")
     return asked
 
 
-def _stacked(found: list[tuple[NDArray[np.bool_], float]], size: tuple[int, int]) -> Refined:
+def stack(found: list[tuple[NDArray[np.bool_], float]], size: tuple[int, int]) -> Refined:
+    """The masks and scores of all prompts, also of none, in an image of this (height, width)."""
     masks = np.stack([mask for mask, _ in found]) if found else np.zeros((0, *size), dtype=bool)
     return masks, np.array([score for _, score in found], dtype=np.float64)
 
 
-def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+def require_maps(maps: Any, shape: tuple[int, ...], who: str) -> None:
+    """Nothing, if there is a map (height, width) for each prompt."""
+    if maps is None or np.shape(maps) != shape:
+        raise InputError(
+            f"{who} reads maps: {shape[0]} prompts need maps of shape {shape} (prompt, height, width), found "
+            f"{'none' if maps is None else np.shape(maps)}."
+        )
+
+
+def require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Nothing, if the option has one of the known values."""
     if value not in known:
-        raise InputError(f"{name} must be one of {', '.join(known)}, found {value!r}.{did_you_mean(str(value), known)}")
+        raise InputError(
+            f"{name} must be one of {', '.join(map(repr, known))}, found {value!r}.{did_you_mean(str(value), known)}"
+        )

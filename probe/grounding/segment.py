@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import nan
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from probe.analysis.formulas import processed_pixels
 from probe.analysis.grids import mean_of_layers
 from probe.attention import AttentionRecord
-from probe.errors import InputError, did_you_mean
+from probe.errors import InputError
 from probe.grounding.phrases import Phrase, Wanted, given_phrases, noun_phrases, tokens_of_root
-from probe.grounding.refiners import Refiner, find_refiner
+from probe.grounding.refiners import EncodedImage, Refiner, find_refiner, require_one_of
 from probe.images import read_image
 from probe.layout import PatchGrid
 
@@ -148,7 +148,9 @@ def attend_and_segment(
     reduction : "all-heads" is the mean over layers and heads. "as-first-released" takes head H - 2 of every layer alone, as the
         first public code did by slicing the heads where it meant the query rows.
     point : "bicubic", the largest pixel of the map upsampled as in the paper, or "patch centre", the centre of the best patch.
-    refiner : a name in ``probe.grounding.refiners.REFINERS``, or an object of that protocol.
+    refiner : "threshold", "superpixels", "lab/sam", "sam:facebook/sam-vit-huge" or what else ``find_refiner`` knows, or an object
+        of that protocol. It is asked once, with the points of all phrases. For many images give an object: a SAM that is named is
+        loaded each time.
 
     Raises
     ------
@@ -165,7 +167,7 @@ def attend_and_segment(
         ("reduction", reduction, Reduction),
         ("point", point, PointKind),
     ):
-        _require_one_of(name, value, get_args(known))
+        require_one_of(name, value, get_args(known))
     maker = find_refiner(refiner)
     picture = read_image(image)
     if (picture.height, picture.width) != record.image_size:
@@ -175,11 +177,11 @@ def attend_and_segment(
         )
     maps, grid, level = token_maps(record, reduction=reduction)
     wanted, note = _wanted(record, phrases)
-    encoded = maker.encode(picture) if wanted else None
-    found = []
-    for phrase in wanted:
-        one = _combined(maps[list(tokens_of_root(record, phrase))], combine)
-        found.append(_segmented(phrase, one, grid, level=level, point=point, encoded=encoded))
+    looks = [
+        _look(phrase, _combined(maps[list(tokens_of_root(record, phrase))], combine), grid, level=level, point=point)
+        for phrase in wanted
+    ]
+    found = _masked(looks, grid, maker.encode(picture) if any(one.point for one in looks) else None)
     return Segmentation(tuple(found), record.text, grid, combine, reduction, point, maker.name, note)
 
 
@@ -226,21 +228,56 @@ def _combined(maps: Tensor, combine: Combine) -> Tensor:
     return maps.mean(0) if combine == "mean" else maps.amax(0)
 
 
-def _segmented(
-    phrase: Phrase, one: Tensor, grid: PatchGrid, *, level: float, point: PointKind, encoded: Any
-) -> SegmentedPhrase:
+def _look(phrase: Phrase, one: Tensor, grid: PatchGrid, *, level: float, point: PointKind) -> SegmentedPhrase:
+    """Where the phrase looks, with an empty mask for now."""
     seen = one[torch.as_tensor(grid.weight > 0)]
     flat = seen.numel() == 0 or not bool((seen.max() - seen.min()) > ROUNDING * level)
     bicubic, patch = (None, None) if flat else (bicubic_point(one, grid), patch_point(one, grid))
     used = bicubic if point == "bicubic" else patch
+    note = ""
     if used is None:
-        nowhere = np.zeros(grid.image_size, dtype=bool)
-        reason = "the map is the same in every patch that shows the image, so it points nowhere"
-        return SegmentedPhrase(phrase, one, bicubic, patch, None, nowhere, nan, reason)
-    masks, scores = encoded.prompt(points=[used], maps=grid.upsample(one)[None])
-    note = "" if bool(seen.max() > 0) else "the phrase looks at no patch more than the average token does"
+        note = "the map is the same in every patch that shows the image, so it points nowhere"
+    elif not bool(seen.max() > 0):
+        note = "the phrase looks at no patch more than the average token does"
+    nowhere = np.zeros(grid.image_size, dtype=bool)
+    return SegmentedPhrase(phrase, one, bicubic, patch, used, nowhere, nan, note)
+
+
+def _masked(looks: list[SegmentedPhrase], grid: PatchGrid, encoded: EncodedImage | None) -> list[SegmentedPhrase]:
+    """The phrases with their masks: the refiner is asked once, with all points at a time."""
+    if encoded is None:
+        return looks
+    pointing = [one for one in looks if one.point is not None]
+    maps = _Upsampled([one.map for one in pointing], grid)
+    masks, scores = encoded.prompt(points=[one.point for one in pointing], maps=maps)
     # What no patch saw cannot be what the phrase looked at.
-    return SegmentedPhrase(phrase, one, bicubic, patch, used, masks[0] & grid.seen, float(scores[0]), note)
+    refined = iter(
+        replace(one, mask=mask & grid.seen, score=float(score))
+        for one, mask, score in zip(pointing, masks, scores, strict=True)
+    )
+    return [one if one.point is None else next(refined) for one in looks]
+
+
+class _Upsampled(Sequence[NDArray[np.float32]]):
+    """The maps of all phrases (phrase, height, width), each made when it is asked for: together they may be large."""
+
+    def __init__(self, maps: list[Tensor], grid: PatchGrid) -> None:
+        self.maps, self.grid = maps, grid
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (len(self.maps), *self.grid.image_size)
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Upsampled(self.maps[index], self.grid)
+        return self.grid.upsample(self.maps[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.stack(list(self)).astype(dtype) if self.maps else np.zeros(self.shape, dtype=dtype)
 
 
 def bicubic_point(values: Tensor, grid: PatchGrid) -> Point | None:
@@ -286,10 +323,3 @@ def _plain(one: SegmentedPhrase) -> dict[str, Any]:
         "mask": {"size": list(one.mask.shape), "counts": encoded["counts"].decode("ascii")},
         "note": one.note,
     }
-
-
-def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(
-            f"{name} must be one of {', '.join(map(repr, known))}, found {value!r}.{did_you_mean(str(value), known)}"
-        )

@@ -18,6 +18,7 @@ MODELS = {
     "lab/llava": WEIGHTS / "llava",
     "lab/clip": WEIGHTS / "clip",
     "lab/diffusion": WEIGHTS / "diffusion",
+    "lab/sam": WEIGHTS / "sam",
     "lab/llava-clip": WEIGHTS / "twins" / "llava-clip",
     "lab/difflmm": WEIGHTS / "twins" / "difflmm",
     "lab/difflmm-diffusion": WEIGHTS / "twins" / "diffusion",

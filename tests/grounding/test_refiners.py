@@ -134,7 +134,7 @@ def test_what_cannot_be_asked():
     with pytest.raises(InputError, match="tolerance must be"):
         SuperpixelRefiner(tolerance=-1)
     encoded = ThresholdRefiner().encode(GREY)
-    with pytest.raises(InputError, match="cuts maps"):
+    with pytest.raises(InputError, match="reads maps"):
         encoded.prompt(points=[(0, 0)])
     with pytest.raises(InputError, match=r"points=.* or boxes="):
         encoded.prompt()
@@ -145,6 +145,9 @@ def test_what_cannot_be_asked():
     encoded.prompt(boxes=[(0, 0, 6, 9)], maps=[HILLS])  # the end of a box is the pixel behind it
     with pytest.raises(InputError, match=r"box \(0, 0, 7, 9\) does not lie"):
         encoded.prompt(boxes=[(0, 0, 7, 9)], maps=[HILLS])
+    for box in ((3, 0, 3, 9), (0, 5, 6, 2), (4, 0, 2, 9)):
+        with pytest.raises(InputError, match="holds no pixel"):
+            encoded.prompt(boxes=[box], maps=[HILLS])
     for maps in ([HILLS.T], [HILLS, HILLS]):
         with pytest.raises(InputError, match=r"need maps of shape \(1, 6, 9\)"):
             encoded.prompt(points=[(0, 0)], maps=maps)

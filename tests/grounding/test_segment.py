@@ -146,6 +146,65 @@ def test_the_refiner_is_asked_with_the_point_that_was_chosen():
     assert one.bicubic_point != one.patch_point
 
 
+def test_the_refiner_is_asked_once_about_all_phrases_of_an_image():
+    asked = []
+
+    class Spy(ThresholdRefiner):
+        def encode(self, image):
+            encoded = super().encode(image)
+            prompt = encoded.prompt
+            asked.append("image")
+            encoded.prompt = lambda **inputs: asked.append(np.shape(inputs["maps"])) or prompt(**inputs)
+            return encoded
+
+    record = make_record(grid=PADDED)
+    wanted = ["red", "red circle", "blue square", "circle"]
+    found = attend_and_segment(record, _pictured(record), phrases=wanted, refiner=Spy("mean")).phrases
+    assert asked == ["image", (4, 16, 32)]
+    for text, one in zip(wanted, found, strict=True):
+        [alone] = attend_and_segment(
+            record, _pictured(record), phrases=[text], refiner=ThresholdRefiner("mean")
+        ).phrases
+        assert one.text == text
+        assert np.array_equal(one.mask, alone.mask)
+        assert (one.score, one.point, one.note) == (alone.score, alone.point, alone.note)
+    assert len({one.mask.tobytes() for one in found}) == 4
+
+
+def test_phrases_without_a_point_keep_their_place_and_are_not_asked_about():
+    record = make_record()
+    for layer in record.layers:
+        layer.values[:, :, 1] = layer.token_mean  # "red": nothing is left of its map
+    found = attend_and_segment(
+        record, IMAGE, phrases=["circle", "red", "square"], refiner=ThresholdRefiner("mean")
+    ).phrases
+    assert [one.point is None for one in found] == [False, True, False]
+    assert [one.mask.any() for one in found] == [True, False, True]
+    for one in (found[0], found[2]):
+        [alone] = attend_and_segment(record, IMAGE, phrases=[one.text], refiner=ThresholdRefiner("mean")).phrases
+        assert np.array_equal(one.mask, alone.mask)
+
+
+def test_a_refiner_may_take_the_maps_as_an_array():
+    shapes = []
+
+    class Spy:
+        name = "spy"
+
+        def encode(self, image):
+            return self
+
+        def prompt(self, *, points=None, boxes=None, maps=None):
+            array = np.asarray(maps)
+            assert all(np.array_equal(one, two, equal_nan=True) for one, two in zip(array, maps, strict=True))
+            shapes.append((array.shape, len(maps[:1]), maps[-1].shape))
+            return array > 0, np.zeros(len(points))
+
+    record = make_record(grid=PADDED)
+    attend_and_segment(record, _pictured(record), phrases=["red", "circle"], refiner=Spy())
+    assert shapes == [((2, 16, 32), 1, (16, 32))]
+
+
 def test_a_map_that_points_nowhere_is_explained():
     record = make_record()
     for layer in record.layers:
