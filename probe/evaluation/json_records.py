@@ -107,6 +107,17 @@ class JsonRecord:
             raise self.error(f"its {key!r} is {shown(value)}; it needs a text that can be printed")
         return str(value)
 
+    def texts(self, key: str) -> list[str]:
+        """The list of printable texts in this field.
+
+        Raises
+        ------
+        InputError
+            No list is there, or something else is in it.
+        """
+        values = self.get(key, list, "a list of texts")
+        return [JsonRecord(self.file, self.kind, self.position, {**self.fields, key: one}).text(key) for one in values]
+
     def integers(self, key: str) -> list[int]:
         """The list of whole numbers in this field.
 

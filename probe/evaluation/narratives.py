@@ -45,7 +45,8 @@ def read_narratives(folder: str | Path, *, split: str = "", limit: int | None = 
     noun, plural}]}), `annotations/panoptic_val2017.json`, PNG files in `annotations/panoptic_segmentation/val2017/` and
     pictures in `images/val2017/`; the tables may also lie in the folder itself, without a split. The mask of a phrase is the
     union of its segments; `plural` is the annotation's; `thing` and `category` are those of its segments, where they agree. The
-    utterances of a narrative one after another must be its caption, apart from blanks, punctuation and case.
+    utterances of a narrative one after another must be its caption, apart from blanks, punctuation and case. Narratives
+    without a grounded noun are left out, as the authors do.
 
     Raises
     ------
@@ -79,8 +80,9 @@ def read_narratives(folder: str | Path, *, split: str = "", limit: int | None = 
                 f"its 'image_id' is {shown(number)}, which is not among the {len(named)} that are declared"
             )
         narratives.append(_narrative(record, pictures[named[number]], maps))
+    narratives = [one for one in narratives if one.phrases]
     if not narratives:
-        raise InputError(f"{str(found[split])!r} has no narratives, so there is nothing to find")
+        raise InputError(f"{str(found[split])!r} has no narratives with grounded nouns, so there is nothing to find")
     return islice(_examples(narratives, maps, picture_folders(split)), limit)
 
 
@@ -121,11 +123,9 @@ def _segments(part: JsonRecord, picture: Picture, maps: PanopticMaps) -> tuple[i
 def _examples(narratives: list[_Narrative], maps: PanopticMaps, folders: tuple[str, ...]) -> Iterator[Example]:
     for one in narratives:
         path = picture_path(maps.root, folders, one.picture)
-        phrases: tuple[ExamplePhrase, ...] = ()
-        if one.phrases:
-            drawn = maps.maps[one.picture.number]
-            segments = maps.segments(drawn, one.picture)
-            phrases = tuple(_phrase(one, place, drawn, segments, maps) for place in one.phrases)
+        drawn = maps.maps[one.picture.number]
+        segments = maps.segments(drawn, one.picture)
+        phrases = tuple(_phrase(one, place, drawn, segments, maps) for place in one.phrases)
         yield Example(f"{one.picture.name}-{one.record.position}", path, one.text, phrases)
 
 

@@ -63,12 +63,13 @@ def plain_pictures(root: Path) -> list[Path]:
     """
     found = sorted(path for path in root.iterdir() if path.suffix.lower() in ENDINGS)
     pictures = [path for path in found if (root / "masks" / path.stem).is_dir()]
-    names = [path.stem for path in pictures]
-    for one, other in zip(pictures, pictures[1:], strict=False):
-        if names.count(one.stem) > 1:
+    first: dict[str, Path] = {}
+    for path in pictures:
+        if path.stem in first:
             raise InputError(
-                f"{str(one)!r} and {other.name!r} share the folder of masks {one.stem!r}: rename one of them"
+                f"{str(path)!r} and {first[path.stem].name!r} share one folder of masks: rename one of them"
             )
+        first[path.stem] = path
     return pictures
 
 
