@@ -60,8 +60,13 @@ def plain_pictures(root: Path) -> list[Path]:
     ------
     InputError
         Two pictures share one folder of masks.
+    FileError
+        The folder cannot be listed.
     """
-    found = sorted(path for path in root.iterdir() if path.suffix.lower() in ENDINGS)
+    try:
+        found = sorted(path for path in root.iterdir() if path.suffix.lower() in ENDINGS)
+    except OSError as error:
+        raise FileError(f"{str(root)!r} cannot be listed: {error.strerror or error}") from error
     pictures = [path for path in found if (root / "masks" / path.stem).is_dir()]
     first: dict[str, Path] = {}
     for path in pictures:
