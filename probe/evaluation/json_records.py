@@ -14,7 +14,7 @@ from probe.errors import FileError, InputError
 
 __all__ = ["JsonRecord", "by_id", "read_json", "read_list", "read_value", "records_in", "records_of", "shown"]
 
-#: The largest JSON file that is read, in bytes. Parsed it takes about five times as much memory, and the largest published
+#: The largest JSON file that is read, in bytes. Parsed it takes about six times as much memory, and the largest published
 #: file (instances of COCO's training pictures) has 450 MB.
 LARGEST = 2**30
 
@@ -206,7 +206,9 @@ def read_value(path: Path) -> Any:
     except OSError as error:
         raise FileError(f"{name} cannot be read: {error.strerror or error}") from error
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+        text = data.decode("utf-8")
+        del data  # half of what is held while a large table is parsed
+        return json.loads(text, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except RecursionError as error:

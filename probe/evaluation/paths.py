@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from probe.evaluation.json_records import JsonRecord
+from probe.evaluation.json_records import JsonRecord, shown
+from probe.text import shorten
 
 __all__ = ["file_inside", "some_file_inside"]
 
@@ -33,13 +34,13 @@ def some_file_inside(root: Path, folders: tuple[str, ...], record: JsonRecord, n
         for pure in (PurePosixPath(name), PureWindowsPath(name)):
             if pure.anchor or ".." in pure.parts:
                 raise record.error(
-                    f"its file name {name!r} leads out of the folder; a path below {str(root)!r} is needed"
+                    f"its file name {shown(name)} leads out of the folder; a path below {str(root)!r} is needed"
                 )
         path = _first(root, folders, record, name)
         if path is not None:
             return path
     looked = " or ".join(repr(str(Path(folder) / name)) for name in names for folder in folders[:4])
-    raise record.error(f"its file is missing: looked for {looked} in {str(root)!r}")
+    raise record.error(f"its file is missing: looked for {shorten(looked, 400)} in {str(root)!r}")
 
 
 def _first(root: Path, folders: tuple[str, ...], record: JsonRecord, name: str) -> Path | None:
@@ -49,10 +50,11 @@ def _first(root: Path, folders: tuple[str, ...], record: JsonRecord, name: str) 
             path = (root / folder / name).resolve()
             if not path.is_relative_to(root):
                 raise record.error(
-                    f"its file {name!r} is a link that leads out of {str(root)!r}, which is not followed"
+                    f"its file {shown(name)} is a link that leads out of {str(root)!r}, which is not followed"
                 )
             if path.exists():
                 return path
     except (OSError, RuntimeError) as error:  # too long a name, or links in a circle
-        raise record.error(f"its file {name!r} cannot be looked up ({error})") from error
+        reason = getattr(error, "strerror", None) or shorten(str(error))
+        raise record.error(f"its file {shown(name)} cannot be looked up ({reason})") from error
     return None
