@@ -43,7 +43,8 @@ def compare(
     Parameters
     ----------
     models : two or more, by name or folder, or from ``load_model``.
-    data : "lab" (also "lab:clutter", ...) or a folder in COCO style. For examples of your own: ``compare_examples``.
+    data : "lab" (also "lab:clutter", ...) or a folder that ``read_data`` of
+        ``probe.evaluation.sources`` reads. For examples of your own: ``compare_examples``.
     limit : at most this many examples; 500 for lab scenes, all of a folder.
     metric : one name or several of ``probe.analysis.metrics.METRICS``.
     prompt : what the captions answer, for language models.

@@ -54,6 +54,26 @@ def test_written_scenes_are_read_back_with_the_same_phrases_and_masks(shell, sce
     assert from_folder["phrases"] == from_lab["phrases"]
 
 
+@pytest.mark.parametrize("format", ["grandf", "png", "refcoco", "panoptic"])
+def test_scenes_in_published_formats_are_scored(shell, refused, tmp_path, format):
+    folder = tmp_path / format
+    code, printed, noise = shell("lab", "scenes", "--out", folder, "--count", 2, "--format", format, "--json")
+    assert (code, noise) == (0, "")
+    assert json.loads(printed)["format"] == format
+    score = ("score", "--metric", "auroc", "--json")
+    found = json.loads(shell(*score, "--data", f"{format}:{folder}")[1])
+    if format in ("grandf", "png"):  # whose captions and phrases are the scenes' own
+        assert (
+            found["auroc"]["mean_map"]["value"]
+            == json.loads(shell(*score, "--limit", 2)[1])["auroc"]["mean_map"]["value"]
+        )
+    if format == "refcoco":
+        assert found["phrases"] == sum(len(one.phrases) for one in read_lab(limit=2))
+    if format != "panoptic":
+        split = "refcoco/testB" if format == "refcoco" else f"{format}/val"
+        assert "it has 'test'" in refused("score", "--data", f"{split}:{folder}")
+
+
 def test_a_mask_of_another_size(refused, scene_folder):
     path = scene_folder / "instances.json"
     table = json.loads(path.read_text(encoding="utf-8"))

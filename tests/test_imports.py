@@ -137,7 +137,7 @@ def test_import_probe_loads_nothing_heavy():
 def test_records_are_loaded_scored_and_drawn_without_the_model_libraries():
     code = (
         "import sys; sys.modules.update(transformers=None, diffusers=None)\n"
-        "import probe, probe.files, probe.analysis.heads, probe.plots, probe.evaluation.coco, probe.evaluation.lab\n"
+        "import probe, probe.files, probe.analysis.heads, probe.plots, probe.evaluation.sources\n"
         "import probe.grounding.sam\n"
         "probe.load, probe.save, probe.score_heads, probe.plots.phrases, probe.plots.heads, probe.read_image\n"
         "probe.attend_and_segment\n"

@@ -18,7 +18,7 @@ OptionalWord = str | None
 
 
 def read_examples(data: str, *, limit: int | None, seed: int) -> tuple[Iterable[Example], int | None]:
-    """The examples of a lab data set or of a folder in COCO style, and how many there are where that is known."""
+    """The examples of a data set by its name, and how many there are where that is known."""
     if limit is not None:
         at_least("--limit", limit, 1)
     from probe.evaluation.sources import read_data

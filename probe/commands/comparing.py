@@ -48,7 +48,9 @@ def compare(
     models
         Two or more of "lab/llava", "lab/clip", "lab/diffusion", hub names and local folders.
     data
-        "lab" (unseen scenes; also lab:unseen, lab:plain, lab:occlusion, lab:relations, lab:clutter) or a folder in COCO style.
+        "lab" (unseen scenes; also lab:unseen, lab:plain, lab:occlusion, lab:relations, lab:clutter), or a folder in a
+        published format, with the format and the split before it where they are not plain: coco, instances, panoptic, captions,
+        grandf, refcoco, png, folder, as in refcoco/testA:FOLDER.
     metric
         "pointing", "auroc", "lift" or "energy"; by default the first three.
     limit

@@ -51,7 +51,9 @@ def emergence(
     checkpoints
         A glob of checkpoint folders of one training, in quotes, such as "runs/mine/checkpoint-*".
     data
-        "lab" (unseen scenes; also lab:unseen, lab:plain, lab:occlusion, lab:relations, lab:clutter) or a folder in COCO style.
+        "lab" (unseen scenes; also lab:unseen, lab:plain, lab:occlusion, lab:relations, lab:clutter), or a folder in a
+        published format, with the format and the split before it where they are not plain: coco, instances, panoptic, captions,
+        grandf, refcoco, png, folder, as in refcoco/testA:FOLDER.
     prompt
         What the captions answer.
     limit

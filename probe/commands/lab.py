@@ -156,8 +156,15 @@ def _curve_report(organism: str, target: Path, steps: int, seed: int, names: tup
     return Report({"out": str(target), "steps": steps, "seed": seed, "rows": rows}, [table, f"model        {target}"])
 
 
-def lab_scenes(*, out: str = "runs/scenes", data: str = "lab", count: int = 100, seed: int = 0) -> Report:
-    """Write scenes with captions and exact masks as a folder in COCO style.
+def lab_scenes(
+    *,
+    out: str = "runs/scenes",
+    data: str = "lab",
+    format: Literal["coco", "panoptic", "grandf", "refcoco", "png"] = "coco",
+    count: int = 100,
+    seed: int = 0,
+) -> Report:
+    """Write scenes with captions and exact masks as a folder in the format of a published data set.
 
     Parameters
     ----------
@@ -165,6 +172,9 @@ def lab_scenes(*, out: str = "runs/scenes", data: str = "lab", count: int = 100,
         The folder to be made; it must not exist yet.
     data
         "lab", lab:unseen, lab:plain, lab:occlusion, lab:relations or lab:clutter.
+    format
+        coco (instances, captions and phrases), panoptic, grandf (grounded conversations), refcoco (referring expressions)
+        or png (Panoptic Narrative Grounding). Read it back with --data FORMAT:FOLDER.
     count
         How many scenes.
     seed
@@ -176,5 +186,5 @@ def lab_scenes(*, out: str = "runs/scenes", data: str = "lab", count: int = 100,
 
     at_least("--count", count, 1)
     drawn = scenes(count, split="test", seed=seed, settings=lab_settings(data))
-    folder = write_folder(out, tracked(drawn, what="drawing", total=count))
-    return Report({"out": str(folder), "scenes": count}, [f"{count} scenes in {folder}"])
+    folder = write_folder(out, tracked(drawn, what="drawing", total=count), format=format)
+    return Report({"out": str(folder), "scenes": count, "format": format}, [f"{count} scenes in {folder}"])

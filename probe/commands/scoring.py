@@ -41,7 +41,9 @@ def score(
     Parameters
     ----------
     data
-        "lab" (unseen scenes; also lab:unseen, lab:plain, lab:occlusion, lab:relations, lab:clutter) or a folder in COCO style.
+        "lab" (unseen scenes; also lab:unseen, lab:plain, lab:occlusion, lab:relations, lab:clutter), or a folder in a
+        published format, with the format and the split before it where they are not plain: coco, instances, panoptic, captions,
+        grandf, refcoco, png, folder, as in refcoco/testA:FOLDER.
     model
         "lab/llava", "lab/clip" or "lab/diffusion" (small models that know coloured shapes alone), a hub name or a local folder.
     prompt

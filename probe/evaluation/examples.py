@@ -21,7 +21,8 @@ class ExamplePhrase:
     `text` is what stands at the characters `start` to `end` (exclusive) of the example's text. `mask` is a bool array
     (height, width) in the pixels of the upright original image, as `probe.images.read_image` gives it. What a data set says
     besides: `category` is the name of its class, `thing` whether that is countable (a thing) or not (stuff), `plural` whether
-    the phrase names several; empty or ``None`` where it does not say.
+    the phrase names several; empty or ``None`` where it does not say. `label` is what the data set calls the place, where
+    those words do not stand in the text and `text` is the nearest that does.
     """
 
     text: str
@@ -31,6 +32,7 @@ class ExamplePhrase:
     category: str = ""
     thing: bool | None = None
     plural: bool | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True, eq=False)

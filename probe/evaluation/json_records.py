@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from probe.errors import FileError, InputError
 
-__all__ = ["JsonRecord", "read_json", "read_value", "records_in", "shown"]
+__all__ = ["JsonRecord", "by_id", "read_json", "read_list", "read_value", "records_in", "records_of", "shown"]
+
+#: The largest JSON file that is read, in bytes. Parsed it takes about six times as much memory, and the largest published
+#: file (instances of COCO's training pictures) has 450 MB.
+LARGEST = 2**30
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,10 @@ class JsonRecord:
     def where(self) -> str:
         """The file and the record, as the beginning of a message."""
         number = self.fields.get("id")
-        named = f"{self.kind} {number}" if type(number) is int else f"{self.kind} at position {self.position}"
+        if type(number) is str:
+            named = f"{self.kind} {shown(number)}"
+        else:
+            named = f"{self.kind} {number}" if type(number) is int else f"{self.kind} at position {self.position}"
         return f"{str(self.file)!r}, {named}"
 
     def error(self, reason: str) -> InputError:
@@ -64,6 +71,28 @@ class JsonRecord:
             raise self.error(f"its {key!r} is {shown(value)}; it needs {what}")
         return int(value)
 
+    def flag(self, key: str) -> bool:
+        """The truth value in this field.
+
+        Raises
+        ------
+        InputError
+            Neither true nor false is there.
+        """
+        return bool(self.get(key, bool, "true or false"))
+
+    def identifier(self, key: str) -> str:
+        """The id in this field as a text: some data sets write 7, others "7".
+
+        Raises
+        ------
+        InputError
+            Neither a whole number nor a printable text is there.
+        """
+        if type(self.fields.get(key)) is str:
+            return self.text(key)
+        return str(self.get(key, int, "a whole number or a text"))
+
     def text(self, key: str) -> str:
         """The text in this field, printable and not empty.
 
@@ -77,6 +106,17 @@ class JsonRecord:
         if not value.strip() or not value.replace("\n", " ").replace("\t", " ").isprintable():
             raise self.error(f"its {key!r} is {shown(value)}; it needs a text that can be printed")
         return str(value)
+
+    def texts(self, key: str) -> list[str]:
+        """The list of printable texts in this field.
+
+        Raises
+        ------
+        InputError
+            No list is there, or something else is in it.
+        """
+        values = self.get(key, list, "a list of texts")
+        return [JsonRecord(self.file, self.kind, self.position, {**self.fields, key: one}).text(key) for one in values]
 
     def integers(self, key: str) -> list[int]:
         """The list of whole numbers in this field.
@@ -93,13 +133,30 @@ class JsonRecord:
         return list(values)
 
 
+def by_id(records: Iterable[JsonRecord]) -> Iterator[tuple[int, JsonRecord]]:
+    """Each record with its whole number "id".
+
+    Raises
+    ------
+    InputError
+        A record has none, or that of an earlier one.
+    """
+    seen: set[int] = set()
+    for record in records:
+        number = record.integer("id")
+        if number in seen:
+            raise record.error("its id was used before in the same list; ids must differ")
+        seen.add(number)
+        yield number, record
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises
     ------
     FileError
-        The file cannot be opened, or is no ordinary file.
+        The file cannot be opened, is no ordinary file, or is larger than 1 GiB.
     InputError
         What it holds is not UTF-8, not JSON, nested too deeply, has NaN in it, or is not an object.
     """
@@ -109,28 +166,49 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_list(path: Path) -> list[Any]:
+    """The list in a JSON file.
+
+    Raises
+    ------
+    FileError, InputError
+        As in `read_json`, if it is no list.
+    """
+    content = read_value(path)
+    if not isinstance(content, list):
+        raise InputError(f"{str(path)!r} holds {shown(content)}; a JSON list of objects is needed")
+    return content
+
+
 def read_value(path: Path) -> Any:
     """Whatever a JSON file holds.
 
     Raises
     ------
     FileError
-        The file cannot be opened, or is no ordinary file.
+        The file cannot be opened, is no ordinary file, or is larger than 1 GiB.
     InputError
         What it holds is not UTF-8, not JSON, nested too deeply, or has NaN in it.
     """
     name = repr(str(path))
     try:
         # Looked at before it is opened: opening a FIFO waits for a writer.
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
             raise FileError(f"{name} is not an ordinary file: a JSON file is needed")
+        if found.st_size > LARGEST:
+            raise FileError(
+                f"{name} has {found.st_size:,} bytes; at most {LARGEST:,} are read: split it, or keep the records needed"
+            )
         data = path.read_bytes()
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"{name} cannot be read: {error.strerror or error}") from error
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+        text = data.decode("utf-8")
+        del data  # half of what is held while a large table is parsed
+        return json.loads(text, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except RecursionError as error:
@@ -152,7 +230,18 @@ def records_in(path: Path, content: dict[str, Any], key: str, kind: str) -> Iter
             shown(content[key]) if key in content else "missing; there are " + (", ".join(map(repr, content)) or "none")
         )
         raise InputError(f"{str(path)!r} needs a list {key!r}, which is {found}")
-    for position, fields in enumerate(content[key]):
+    yield from records_of(path, content[key], kind)
+
+
+def records_of(path: Path, values: list[Any], kind: str) -> Iterator[JsonRecord]:
+    """The objects of a list out of a file as records, in order.
+
+    Raises
+    ------
+    InputError
+        Something in it is not an object.
+    """
+    for position, fields in enumerate(values):
         if not isinstance(fields, dict):
             raise InputError(
                 f"{str(path)!r}, {kind} at position {position}: it is {shown(fields)}; an object is needed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from probe.errors import InputError, did_you_mean
 from probe.evaluation.examples import Example, ExamplePhrase
@@ -34,7 +35,10 @@ def read_lab(name: str = "lab", *, limit: int = 500, seed: int = 0) -> Iterator[
     if limit < 1:
         raise InputError(f"limit must be 1 or more scenes, found {limit}.")
     for one in scenes(limit, split="test", seed=seed, settings=settings):
-        phrases = tuple(ExamplePhrase(part.text, part.start, part.end, part.mask) for part in one.phrases)
+        phrases = tuple(
+            ExamplePhrase(part.text, part.start, part.end, part.mask, item.shape, thing=True, plural=False)
+            for part, item in zip(one.phrases, one.objects, strict=True)
+        )
         yield Example(f"{name} {one.index}", one.image, one.caption, phrases)
 
 
@@ -57,5 +61,5 @@ def reword_scene(example: Example) -> Example:
     """The same lab scene with its caption in other words and the same phrases: what the paraphrase floor is measured with."""
     text, spans = reworded(example.text, [(one.start, one.end) for one in example.phrases])
     moved = zip(example.phrases, spans, strict=True)
-    phrases = tuple(ExamplePhrase(one.text, start, end, one.mask) for one, (start, end) in moved)
+    phrases = tuple(replace(one, start=start, end=end) for one, (start, end) in moved)
     return Example(f"{example.name} reworded", example.image, text, phrases)

@@ -8,9 +8,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from probe.errors import InputError
-from probe.evaluation.json_records import shown
+from probe.evaluation.json_records import JsonRecord, shown
 
-__all__ = ["segmentation_mask"]
+__all__ = ["annotation_mask", "segmentation_mask"]
 
 # Outlines are drawn at pixel edges and rounded outwards; what lies further outside belongs to another picture.
 OUTSIDE = 2.0
@@ -34,6 +34,22 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     if isinstance(segmentation, dict):
         return _run_length_mask(segmentation, size)
     raise InputError(f"its segmentation is {shown(segmentation)}; a list of polygons or run lengths are needed")
+
+
+def annotation_mask(record: JsonRecord, size: tuple[int, int], *, key: str = "segmentation") -> np.ndarray:
+    """A bool array (height, width): the mask that a record of a data set keeps under this key.
+
+    Raises
+    ------
+    InputError
+        As `segmentation_mask`, with the file and the record.
+    """
+    if key not in record.fields:
+        raise record.error(f"it has no {key!r}; it needs polygons or run lengths")
+    try:
+        return segmentation_mask(record.fields[key], size)
+    except InputError as error:
+        raise record.error(str(error)) from error
 
 
 def _polygon_mask(polygons: list[Any], size: tuple[int, int]) -> np.ndarray:
