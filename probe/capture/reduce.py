@@ -38,13 +38,15 @@ class Queries:
     keep: frozenset[int] | None = None
     count: int | None = None
 
-    def token_at(self, position: int) -> int | None:
-        """The number of the token that this row stands for, or ``None`` if the row is not wanted."""
-        token = position + 1 if self.query_row == "predicting" else position
+    def wanted(self, first: int, rows: int) -> list[tuple[int, int]]:
+        """(row, token) of the wanted ones among this many rows from position ``first`` on, and which token each stands for."""
+        lag = 1 if self.query_row == "predicting" else 0
+        last = first + rows
         if self.kind == "prompt":
-            return self._prompt_order.get(token)
-        stop = float("inf") if self.count is None else self.start + self.count
-        return token - self.start if self.start <= token < stop else None
+            order = self._prompt_order
+            return [(at - first, order[at + lag]) for at in range(first, last) if at + lag in order]
+        stop = last if self.count is None else min(last, self.start + self.count - lag)
+        return [(at - first, at + lag - self.start) for at in range(max(first, self.start - lag), stop)]
 
     @cached_property
     def _prompt_order(self) -> dict[int, int]:
@@ -157,10 +159,18 @@ class RowStore:
 
     def _elsewhere(self, weights: Tensor) -> Tensor:
         """(head, row, place): what fell on the first text token, and on other text."""
+        before, after = self.layout.image[0], self.layout.prompt_length
         table = _places_on(self.layout, weights.device, weights.dtype)
-        rest = weights[..., : len(table)] @ table[: weights.shape[-1]]  # a prompt fed in chunks has fewer keys at first
+        (places,) = _columns_on(self.layout, weights.device)
+        if isinstance(places, slice):  # only text is left to be told apart
+            parts = [weights[..., :before] @ table[:before]]
+            between = table[places.stop : weights.shape[-1]]
+            parts.append(weights[..., places.stop : places.stop + len(between)] @ between)
+            rest = sum(parts)
+        else:
+            rest = weights[..., :after] @ table[: weights.shape[-1]]  # a prompt fed in chunks has fewer keys at first
         # What comes after the prompt is text.
-        rest[..., REST_PLACES.index("text")] += weights[..., len(table) :].sum(-1)
+        rest[..., REST_PLACES.index("text")] += weights[..., after:].sum(-1)
         return rest
 
 

@@ -116,8 +116,7 @@ class Track:
         plan, queries = self.plan, call.query.shape[2]
         if plan is None or self.layout is None:
             return
-        first = len(self.sequence.ids) - queries
-        wanted = [(row, token) for row in range(queries) if (token := plan.token_at(first + row)) is not None]
+        wanted = plan.wanted(len(self.sequence.ids) - queries, queries)
         pending = self.pending.get(module) or PendingRows()
         if keeps and not shift and wanted and pending.fits(call):
             self.pending[module] = pending

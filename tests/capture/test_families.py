@@ -117,8 +117,8 @@ def test_planted_faults_fail_the_question_that_asks_for_them(name, monkeypatch):
 
     with monkeypatch.context() as patch:
         # The right rows, given to their neighbours: no certificate can see it.
-        real = reduce.Queries.token_at
-        patch.setattr(reduce.Queries, "token_at", lambda self, position: real(self, position + 1))
+        real = reduce.Queries.wanted
+        patch.setattr(reduce.Queries, "wanted", lambda self, first, rows: real(self, first + 1, rows))
         assert "eager parity" in failed()
     with monkeypatch.context() as patch:
         patch.setattr(tracks, "attention_rows", lambda *a, **k: attention_rows(*a, **k).flip(0))

@@ -143,10 +143,10 @@ def _difference(subject, inputs, ids):
 def test_parity_sees_tokens_given_their_neighbours_rows(monkeypatch):
     setting = _setting({})
     assert _difference(*setting) <= 1e-6
-    real = reduce.Queries.token_at
+    real = reduce.Queries.wanted
     for shift in (-1, 1):
-        wrong = functools.partialmethod(lambda self, position, shift: real(self, position + shift), shift=shift)
-        monkeypatch.setattr(reduce.Queries, "token_at", wrong)
+        wrong = functools.partialmethod(lambda self, first, rows, shift: real(self, first + shift, rows), shift=shift)
+        monkeypatch.setattr(reduce.Queries, "wanted", wrong)
         assert _difference(*setting) > 1e-2
 
 
