@@ -12,7 +12,7 @@ from typing import Any
 
 from probe.errors import FileError, InputError
 
-__all__ = ["JsonRecord", "read_json", "read_value", "records_in", "shown"]
+__all__ = ["JsonRecord", "parsed", "read_json", "read_value", "records_in", "require_file", "shown"]
 
 
 @dataclass(frozen=True)
@@ -119,24 +119,48 @@ def read_value(path: Path) -> Any:
     InputError
         What it holds is not UTF-8, not JSON, nested too deeply, or has NaN in it.
     """
-    name = repr(str(path))
+    require_file(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+    return parsed(data, repr(str(path)))
+
+
+def require_file(path: Path) -> None:
+    """Nothing, once it is certain that the path is an ordinary file.
+
+    Raises
+    ------
+    FileError
+        It is not, or cannot be looked at.
+    """
     try:
         # Looked at before it is opened: opening a FIFO waits for a writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise FileError(f"{name} is not an ordinary file: a JSON file is needed")
-        data = path.read_bytes()
+            raise FileError(f"{str(path)!r} is not an ordinary file: a JSON file is needed")
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"{name} cannot be read: {error.strerror or error}") from error
+        raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+
+
+def parsed(data: bytes, where: str) -> Any:
+    """The value that the JSON text of these bytes says; `where` is how complaints begin.
+
+    Raises
+    ------
+    InputError
+        The bytes are not UTF-8, not JSON, nested too deeply, or have NaN in them.
+    """
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        raise InputError(f"{where} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except RecursionError as error:
-        raise InputError(f"{name} is nested too deeply to be a data set") from error
+        raise InputError(f"{where} is nested too deeply to be a data set") from error
     except ValueError as error:
-        raise InputError(f"{name} is not valid JSON: {error}") from error
+        raise InputError(f"{where} is not valid JSON: {error}") from error
 
 
 def records_in(path: Path, content: dict[str, Any], key: str, kind: str) -> Iterator[JsonRecord]:
