@@ -118,8 +118,7 @@ class AveragePrecision:
         return places
 
     def intervals(self, *, confidence: float = 0.95) -> tuple[Interval, Interval]:
-        """AP and AP50, each with its percentile interval by bootstrap over pictures."""
-        predicted = sum(len(one.scores) for category in self._matched.values() for one in category)
+        """AP and AP50, each with its percentile interval by bootstrap over pictures, and the number of true masks."""
         true = sum(one.truths for category in self._matched.values() for one in category)
         tail = (1 - confidence) / 2
         replicated = self.replicated()
@@ -128,7 +127,7 @@ class AveragePrecision:
             drawn = drawn[~np.isnan(drawn)]
             enough = len(self._names) > 1 and len(drawn) > 0
             low, high = np.quantile(drawn, (tail, 1 - tail)) if enough else (nan, nan)
-            found.append(Interval(value, float(low), float(high), len(self._names), max(true, 0) if predicted >= 0 else 0))
+            found.append(Interval(value, float(low), float(high), len(self._names), true))
         return found[0], found[1]
 
     def replicated(self) -> NDArray[np.float64]:
