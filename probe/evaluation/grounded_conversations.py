@@ -39,7 +39,7 @@ VARIANTS = ("", "shuffled", "centre box")
 CONTROLS = {
     "AP": ("shuffled", "centre box"),
     "mIoU": ("shuffled", "centre box", "oracle box"),
-    **{name: ("shuffled", "other phrase", "centre box", "oracle masks", "oracle words") for name in MATCHINGS},
+    **dict.fromkeys(MATCHINGS, ("shuffled", "other phrase", "centre box", "oracle masks", "oracle words")),
 }
 
 
@@ -72,9 +72,7 @@ class GroundedConversations:
     confidence, seed : of the intervals.
     """
 
-    def __init__(
-        self, encoder: TextEncoder, *, captions: bool = True, confidence: float = 0.95, seed: int = 0
-    ) -> None:
+    def __init__(self, encoder: TextEncoder, *, captions: bool = True, confidence: float = 0.95, seed: int = 0) -> None:
         self.encoder, self.captions, self.confidence, self.seed = encoder, captions, confidence, seed
         names: list[Measure] = [("similarity", "")]
         for measure in ("mIoU", *MATCHINGS):

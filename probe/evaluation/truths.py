@@ -120,9 +120,7 @@ class _Waiting:
         return True
 
 
-def _pair(
-    truths: Iterable[Truth], waiting: _Waiting, missing: Missing
-) -> Iterator[tuple[Truth, Prediction | None]]:
+def _pair(truths: Iterable[Truth], waiting: _Waiting, missing: Missing) -> Iterator[tuple[Truth, Prediction | None]]:
     names: set[str] = set()
     for truth in truths:
         if truth.name in names:
