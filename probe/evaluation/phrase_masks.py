@@ -199,7 +199,8 @@ class PanopticNarratives(_PhraseMasks):
     Average recall is the area under recall(t) = share of the phrases with an IoU of at least t, for t from 0 to 1. Each phrase
     adds its own IoU to that area, so it *is* the mean IoU over phrases; the published code sums over 99,999 thresholds
     0.00001 apart, each the left end of its step, which is at most 0.00001 away. Things, stuff, singular and plural are those
-    that the examples declare; phrases that declare nothing count in the first row alone. The pictures' rows have the mean IoU of each.
+    that the examples declare; phrases that declare nothing count in the first row alone. The pictures' rows have the mean IoU of
+    each.
 
     A predicted phrase belongs to the true phrase at the same characters; a true phrase that has none has IoU 0.
 

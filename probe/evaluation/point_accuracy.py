@@ -40,7 +40,8 @@ class PointAccuracy:
       truths have.
 
     A picture in which no phrase counts has no point to be right or wrong, so that PAcc as published says nothing of it; it is one
-    miss of "PAcc, silence a miss", and its true masks count against AP. How many of a picture's categories were named at all stands in its row as ``named``.
+    miss of "PAcc, silence a miss", and its true masks count against AP. How many of a picture's categories were named at all
+    stands in its row as ``named``.
 
     Parameters
     ----------

@@ -55,7 +55,7 @@ class PredictedPhrase:
                 raise self._error(f"its {name} is {shown(getattr(self, name))}; give text")
         if type(self.start) is not int or type(self.end) is not int:
             raise self._error(f"its characters are {shown(self.start)} to {shown(self.end)}; give whole numbers")
-        if type(self.score) not in (int, float) or isinf(self.score):
+        if isinstance(self.score, bool) or not isinstance(self.score, (int, float)) or isinf(self.score):
             raise self._error(f"its score is {shown(self.score)}; give a finite number, or NaN where there is none")
         size = self.mask.get("size") if isinstance(self.mask, dict) else None
         if not isinstance(size, list) or len(size) != 2 or any(type(one) is not int or one < 1 for one in size):
