@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 from collections.abc import Mapping, Sequence
@@ -91,7 +92,8 @@ def _stanford(texts: Sequence[str], references: Sequence[Sequence[str]]) -> _Wor
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     # One text a line goes in and comes out: other line ends inside a text would shift all that follow.
-    lines = [" ".join(one.split()) for each in ([*texts], *references) for one in each]
+    # A bar separates what METEOR's program is given.
+    lines = [" ".join(one.replace("|", " ").split()) for each in ([*texts], *references) for one in each]
     full = [number for number, line in enumerate(lines) if line]
     made = PTBTokenizer().tokenize({number: [{"caption": lines[number]}] for number in full})
     if list(made) != full:
@@ -114,8 +116,10 @@ def _meteor(found: list[str], true: list[list[str]]) -> tuple[float, tuple[float
     meteor = Meteor()
     try:
         overall, each = meteor.compute_score(dict(enumerate(true)), {i: [one] for i, one in enumerate(found)})
-    finally:
-        # After an error it still holds its lock, for which its own clean-up would wait for ever.
-        if meteor.lock.locked():
-            meteor.lock.release()
+    except (OSError, ValueError):
+        # It still holds its lock, for which its own clean-up would wait for ever, and what could not be sent.
+        meteor.lock.release()
+        with contextlib.suppress(OSError):
+            meteor.meteor_p.stdin.close()
+        raise
     return float(overall), tuple(float(one) for one in each)
