@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
 from probe.analysis.stats import Interval, poisson_weights
+from probe.errors import InputError
 from probe.evaluation.run_lengths import RunLengths, area
 
 __all__ = ["AveragePrecision", "Masked"]
@@ -118,7 +119,15 @@ class AveragePrecision:
         return places
 
     def intervals(self, *, confidence: float = 0.95) -> tuple[Interval, Interval]:
-        """AP and AP50, each with its percentile interval by bootstrap over pictures, and the number of true masks."""
+        """AP and AP50, each with its percentile interval by bootstrap over pictures, and the number of true masks.
+
+        Raises
+        ------
+        InputError
+            If ``confidence`` is not between 0 and 1.
+        """
+        if not 0 < confidence < 1:
+            raise InputError(f"confidence must lie between 0 and 1, for example 0.95; found {confidence}.")
         true = sum(one.truths for category in self._matched.values() for one in category)
         tail = (1 - confidence) / 2
         replicated = self.replicated()

@@ -63,6 +63,8 @@ class GroundedConversations:
     recall : a true phrase is found by a predicted one if IoU and similarity of words are at least 0.5. As published, pairing
         ("legacy") stops at the first pair that does not pass; "greedy" goes on, and "optimal" makes as many pairs as there can be:
         legacy <= greedy <= optimal. The pictures' rows have the pairs of each, and how many the first lost.
+    controls : beside each of these. Which words a mask has is nothing to AP and mIoU, so that "other phrase" stands beside recall
+        alone; "shuffled" takes masks and words of the previous picture.
     METEOR, CIDEr : of the texts against the example's text and its references.
 
     Parameters

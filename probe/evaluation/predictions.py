@@ -110,7 +110,11 @@ class Prediction:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not isinstance(self.text, str):
             raise self._error(f"its name and text are {shown(self.name)} and {shown(self.text)}; give text for both")
-        if len(self.size) != 2 or any(type(one) is not int or one < 1 for one in self.size):
+        if (
+            not isinstance(self.size, tuple)
+            or len(self.size) != 2
+            or any(type(one) is not int or one < 1 for one in self.size)
+        ):
             raise self._error(f"its size is {shown(self.size)}; give (height, width) in pixels")
         for one in self.phrases:
             if one.size != self.size:

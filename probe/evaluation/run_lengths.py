@@ -90,9 +90,11 @@ def box(top: int, left: int, bottom: int, right: int, size: Size) -> RunLengths:
     tall, wide = bottom - top, right - left
     if tall <= 0 or wide <= 0:
         return _from_counts([height * width], size)
-    runs = [left * height + top, *[tall, height - tall] * wide]
-    runs[-1] = height * width - sum(runs[:-1])
-    return _from_counts(_joined(runs), size)
+    if tall == height:  # one run, since no pixel lies between two columns
+        top, tall, wide = 0, wide * height, 1
+    runs = [left * height + top, *[tall, height - tall] * (wide - 1), tall]
+    after = height * width - sum(runs)
+    return _from_counts([*runs, after] if after else runs, size)
 
 
 def centre_box(pixels: int, size: Size) -> RunLengths:

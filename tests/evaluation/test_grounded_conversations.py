@@ -166,7 +166,11 @@ def test_intervals_hold_the_value_and_shrink():
     assert again.equals(scored(pairs).summary)
 
 
-def test_an_unknown_measure_is_named():
+def test_an_unknown_measure_or_confidence_is_named():
+    truths, predictions = zip(*random_pairs(0, 2), strict=True)
+    scorer = GroundedConversations(WordEncoder(), captions=False, confidence=95)
+    with pytest.raises(InputError, match=r"confidence must lie between 0 and 1, for example 0.95; found 95"):
+        score_predictions(scorer, truths, predictions)
     scores = scored(random_pairs(0, 2))
     with pytest.raises(InputError, match="There is no measure 'iou' with control ''; there are AP, AP50"):
         scores.value("iou")

@@ -91,6 +91,7 @@ def test_phrases_that_cannot_be_are_refused(changes, message):
         ({"name": None}, "its name and text are None and 'a dog'"),
         ({"size": (4, 5)}, "its mask is 4 x 6 .height x width., and the picture is 4 x 5"),
         ({"size": (0, 6)}, r"its size is \(0, 6\)"),
+        ({"size": [4, 6]}, "its size is a list of 2"),
         ({"text": "two dogs"}, "at characters 2 to 5 the text of 8 characters says 'o d'"),
         ({"text": "a"}, "at characters 2 to 5 the text of 1 characters says ''"),
     ],
