@@ -17,7 +17,7 @@ from probe.analysis.stats import Interval, poisson_weights
 from probe.errors import InputError
 from probe.evaluation.run_lengths import RunLengths, area
 
-__all__ = ["AveragePrecision", "Masked"]
+__all__ = ["AveragePrecision", "Masked", "all_numbers"]
 
 #: COCO looks at the surest hundred masks of a category in a picture.
 MOST = 100
@@ -52,8 +52,8 @@ class AveragePrecision:
     >>> precision.add("000000000139", predicted, true)
     >>> precision.intervals()                            # [AP, AP50]
 
-    Pictures count in the order of their names (as numbers where all of them are), as in COCOeval: among masks of one score it
-    is their order that decides. Matches are pycocotools' own, of all sizes and at most a hundred masks of a category.
+    Pictures count in the order of their names (see ``all_numbers``), as in COCOeval: among masks of one score it is their order
+    that decides. Matches are pycocotools' own, of all sizes and at most a hundred masks of a category.
     """
 
     def __init__(self, *, replicates: int = 1000, seed: int = 0) -> None:
@@ -111,7 +111,7 @@ class AveragePrecision:
 
     def _order(self) -> list[int]:
         """The place of each picture among those of all names in order."""
-        numbers = all(one.isdecimal() for one in self._names)
+        numbers = all_numbers(self._names)
         keys = [(int(one) if numbers else 0, one) for one in self._names]
         places = [0] * len(keys)
         for place, picture in enumerate(sorted(range(len(keys)), key=keys.__getitem__)):
@@ -154,6 +154,11 @@ class AveragePrecision:
                 known[part] += ~np.isnan(found)
         with np.errstate(invalid="ignore"):
             return np.asarray(sums / known)
+
+
+def all_numbers(names: Sequence[str]) -> bool:
+    """True if all names are whole numbers as one writes them, so that they are numbers in files and in order: 9 before 10."""
+    return all(one.isascii() and one.isdecimal() and str(int(one)) == one for one in names)
 
 
 def _annotations(masks: Sequence[Masked], category: str) -> list[dict[str, object]]:

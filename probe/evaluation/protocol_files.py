@@ -10,6 +10,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from probe.errors import InputError
+from probe.evaluation.average_precision import all_numbers
 from probe.evaluation.categories import CategoryRule, named_category
 from probe.evaluation.predictions import Prediction
 from probe.evaluation.run_lengths import RunLengths, area
@@ -52,7 +53,7 @@ def write_gcg_predictions(folder: Path | str, predictions: Iterable[Prediction])
 
 
 def write_gcg_truths(masks: Path | str, captions: Path | str, truths: Iterable[Truth]) -> None:
-    """Nothing; the two files of truths that GLaMM's scorer reads are written, pictures under their names.
+    """Nothing; the two files of truths that GLaMM's scorer reads are written, pictures under their names, as numbers if all are.
 
     Raises
     ------
@@ -60,10 +61,12 @@ def write_gcg_truths(masks: Path | str, captions: Path | str, truths: Iterable[T
         If a file cannot be written.
     """
     given = list(truths)
-    content = _coco([(one, one.name) for one in given], {"": 1}, lambda category: "")
+    numbers = all_numbers([one.name for one in given])
+    ids: list[int | str] = [int(one.name) if numbers else one.name for one in given]
+    content = _coco(list(zip(given, ids, strict=True)), {"": 1}, lambda category: "")
     texts = [
-        {"id": number, "image_id": one.name, "caption": one.text, "labels": [part.text for part in one.phrases]}
-        for number, one in enumerate(given, start=1)
+        {"id": number, "image_id": image, "caption": one.text, "labels": [part.text for part in one.phrases]}
+        for number, (one, image) in enumerate(zip(given, ids, strict=True), start=1)
     ]
     write_beside(Path(masks), _writer(json.dumps(content)))
     write_beside(Path(captions), _writer(json.dumps({"images": content["images"], "annotations": texts})))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections import defaultdict
+from dataclasses import replace
 from math import isnan
 
 import numpy as np
@@ -33,9 +35,11 @@ def reference(truths, results):
     return evaluator.stats[0], evaluator.stats[1]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_one_category_of_equal_scores_equals_cocoeval(tmp_path, seed):
+@pytest.mark.parametrize("names", ["{}", "{:0>12}", "0{}", "image {}"])
+@pytest.mark.parametrize("seed", range(4))
+def test_one_category_of_equal_scores_equals_cocoeval(tmp_path, seed, names):
     pairs = random_pairs(seed, 25)
+    pairs = [tuple(replace(one, name=names.format(one.name)) for one in each) for each in pairs]
     pairs = [
         pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))
     ]  # the order of names decides, not of pictures
@@ -44,20 +48,16 @@ def test_one_category_of_equal_scores_equals_cocoeval(tmp_path, seed):
         precision.add(
             true.name, [Masked("", one.mask) for one in found.phrases], [Masked("", one.mask) for one in true.phrases]
         )
-    numbered = [_renamed(true, int(true.name)) for true, _ in pairs]
-    write_gcg_truths(tmp_path / "masks.json", tmp_path / "captions.json", numbered)
+    truths, predictions = zip(*pairs, strict=True)
+    write_gcg_truths(tmp_path / "masks.json", tmp_path / "captions.json", truths)
+    # As GLaMM's scorer makes its results: of the files of each picture of the truths, in their order.
+    write_gcg_predictions(tmp_path / "predicted", predictions)
     results = [
-        {"image_id": int(found.name), "category_id": 1, "segmentation": dict(one.mask), "score": 1.0}
-        for _, found in sorted(pairs, key=lambda one: int(one[0].name))
-        for one in found.phrases
+        {"image_id": image["id"], "category_id": 1, "segmentation": mask, "score": 1.0}
+        for image in json.loads((tmp_path / "captions.json").read_text())["images"]
+        for mask in json.loads((tmp_path / "predicted" / f"{image['id']}.json").read_text())["pred_masks"]
     ]
     assert precision.values() == reference(tmp_path / "masks.json", results)
-
-
-def _renamed(truth, name):
-    from dataclasses import replace
-
-    return replace(truth, name=name)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -131,8 +131,6 @@ def test_intervals_hold_the_value_and_nothing_is_nan():
 
 
 def test_gcg_files_hold_the_same_masks(tmp_path):
-    import json
-
     pairs = random_pairs(0, 5)
     assert write_gcg_predictions(tmp_path, [found for _, found in pairs]) == 5
     for _, found in pairs:

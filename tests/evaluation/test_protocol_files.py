@@ -46,7 +46,7 @@ def test_the_files_of_grounded_conversations(tmp_path):
     write_gcg_truths(tmp_path / "masks.json", tmp_path / "captions.json", truths)
     assert write_gcg_predictions(tmp_path, predictions) == 6
     masks, captions = (json.loads((tmp_path / name).read_text()) for name in ("masks.json", "captions.json"))
-    assert [one["id"] for one in captions["images"]] == [one.name for one in truths]
+    assert [one["id"] for one in captions["images"]] == [int(one.name) for one in truths]
     for true, found, text in zip(truths, predictions, captions["annotations"], strict=True):
         # As GLaMM's scorer: first as if the file held one more level, and then as it is.
         content = json.loads((tmp_path / f"{text['image_id']}.json").read_text())
@@ -56,7 +56,7 @@ def test_the_files_of_grounded_conversations(tmp_path):
         for one, mask in zip(content["pred_masks"], dense(found.phrases), strict=True):
             assert (coco_mask.decode(one) == mask).all()
         assert (text["caption"], text["labels"]) == (true.text, [one.text for one in true.phrases])
-        own = [one for one in masks["annotations"] if one["image_id"] == true.name]
+        own = [one for one in masks["annotations"] if one["image_id"] == int(true.name)]
         assert {one["category_id"] for one in own} <= {1}
         assert [one["area"] for one in own] == [int(mask.sum()) for mask in dense(true.phrases)]
     numbers = [one["id"] for one in masks["annotations"]]
