@@ -141,8 +141,12 @@ class AveragePrecision:
 
     def replicated(self) -> NDArray[np.float64]:
         """(replicate, 2) AP and AP50 of pictures drawn with replacement: those that ``PoissonBootstrap`` draws of this seed."""
-        drawn = [poisson_weights(one, replicates=self.replicates, seed=self.seed) for one in range(len(self._names))]
-        weights = np.stack(drawn, 1) if drawn else np.zeros((self.replicates, 0))
+        drawn = [
+            poisson_weights(one, replicates=self.replicates, seed=self.seed).astype(np.uint8)
+            for one in range(len(self._names))
+        ]
+        # Small numbers, a byte each: there is one for each replicate and picture.
+        weights = np.stack(drawn, 1) if drawn else np.zeros((self.replicates, 0), dtype=np.uint8)
         sums, known = np.zeros((2, self.replicates, 2))
         places = self._order()
         for category in self._matched.values():
@@ -184,9 +188,9 @@ def _mean_known(precision: NDArray[np.float64]) -> float:
     return float(np.mean(known)) if len(known) else nan
 
 
-def _weighted(pictures: Sequence[_Matched], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _weighted(pictures: Sequence[_Matched], weights: NDArray[np.uint8]) -> NDArray[np.float64]:
     """(replicate, 2) AP and AP50 of one category where picture i counts weights[:, i] times; NaN without a true mask."""
-    own = weights[:, [one.picture for one in pictures]]
+    own = weights[:, [one.picture for one in pictures]].astype(np.float64)
     true = own @ np.array([one.truths for one in pictures], dtype=np.float64)
     each = np.repeat(np.arange(len(pictures)), [len(one.scores) for one in pictures])
     order = np.argsort(-np.concatenate([one.scores for one in pictures]), kind="stable")

@@ -65,8 +65,8 @@ class GroundedConversations:
         legacy <= greedy <= optimal. The pictures' rows have the pairs of each, and how many the first lost.
     controls : beside each of these. Which words a mask has is nothing to AP and mIoU, so that "other phrase" stands beside recall
         alone; "shuffled" takes masks and words of the previous picture.
-    empty masks : overlap nothing. In the released scorer two of them have no IoU (0 / 0), which ends its pairing for mIoU and counts as
-        found for recall.
+    empty masks : overlap nothing. In the released scorer two of them have no IoU (0 / 0), which ends its pairing for mIoU and
+        counts as found for recall.
     METEOR, CIDEr : of the texts against the example's text and its references.
 
     Parameters

@@ -114,7 +114,8 @@ def resized(mask: RunLengths, size: Size) -> RunLengths:
     """The mask at another (height, width), each pixel taken from the nearest one."""
     if _size(mask) == size:
         return mask
-    return encode(resize_masks(coco_mask.decode(mask).astype(bool), size))
+    # Drawn down the columns, which is how run lengths are kept, so that memory is read in its order.
+    return encode(resize_masks(coco_mask.decode(mask).T.view(bool), size[::-1]).T)
 
 
 def _size(mask: RunLengths) -> Size:
