@@ -172,7 +172,8 @@ def resize_masks(masks: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
         for new, old in zip(size, masks.shape[-2:], strict=True)
     )
-    return masks[..., rows[:, None], cols]
+    # One axis after the other, which is faster than both at once.
+    return masks.take(rows, -2).take(cols, -1)
 
 
 def in_step(records: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[int, AttentionRecord, Masks]]:

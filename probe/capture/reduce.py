@@ -163,10 +163,9 @@ class RowStore:
         table = _places_on(self.layout, weights.device, weights.dtype)
         (places,) = _columns_on(self.layout, weights.device)
         if isinstance(places, slice):  # only text is left to be told apart
-            parts = [weights[..., :before] @ table[:before]]
-            between = table[places.stop : weights.shape[-1]]
-            parts.append(weights[..., places.stop : places.stop + len(between)] @ between)
-            rest = sum(parts)
+            behind = table[places.stop : weights.shape[-1]]
+            rest = weights[..., :before] @ table[:before]
+            rest += weights[..., places.stop : places.stop + len(behind)] @ behind
         else:
             rest = weights[..., :after] @ table[: weights.shape[-1]]  # a prompt fed in chunks has fewer keys at first
         # What comes after the prompt is text.

@@ -12,7 +12,18 @@ from typing import Any
 
 from probe.errors import FileError, InputError
 
-__all__ = ["JsonRecord", "by_id", "read_json", "read_list", "read_value", "records_in", "records_of", "shown"]
+__all__ = [
+    "JsonRecord",
+    "by_id",
+    "parsed",
+    "read_json",
+    "read_list",
+    "read_value",
+    "records_in",
+    "records_of",
+    "require_file",
+    "shown",
+]
 
 #: The largest JSON file that is read, in bytes. Parsed it takes about six times as much memory, and the largest published
 #: file (instances of COCO's training pictures) has 450 MB.
@@ -190,31 +201,58 @@ def read_value(path: Path) -> Any:
     InputError
         What it holds is not UTF-8, not JSON, nested too deeply, or has NaN in it.
     """
-    name = repr(str(path))
+    require_file(path, largest=LARGEST)
+    return parsed(_bytes_of(path), repr(str(path)))
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+
+
+def require_file(path: Path, *, largest: int | None = None) -> None:
+    """Nothing, once it is certain that the path is an ordinary file, of at most ``largest`` bytes.
+
+    Raises
+    ------
+    FileError
+        It is not, or cannot be looked at.
+    """
     try:
         # Looked at before it is opened: opening a FIFO waits for a writer.
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise FileError(f"{name} is not an ordinary file: a JSON file is needed")
-        if found.st_size > LARGEST:
+            raise FileError(f"{str(path)!r} is not an ordinary file: a JSON file is needed")
+        if largest is not None and found.st_size > largest:
             raise FileError(
-                f"{name} has {found.st_size:,} bytes; at most {LARGEST:,} are read: split it, or keep the records needed"
+                f"{str(path)!r} has {found.st_size:,} bytes; at most {largest:,} are read: split it, or keep the records needed"
             )
-        data = path.read_bytes()
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"{name} cannot be read: {error.strerror or error}") from error
+        raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+
+
+def parsed(data: bytes, where: str) -> Any:
+    """The value that the JSON text of these bytes says; `where` is how complaints begin.
+
+    Raises
+    ------
+    InputError
+        The bytes are not UTF-8, not JSON, nested too deeply, or have NaN in them.
+    """
     try:
         text = data.decode("utf-8")
         del data  # half of what is held while a large table is parsed
         return json.loads(text, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        raise InputError(f"{where} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except RecursionError as error:
-        raise InputError(f"{name} is nested too deeply to be a data set") from error
+        raise InputError(f"{where} is nested too deeply to be a data set") from error
     except ValueError as error:
-        raise InputError(f"{name} is not valid JSON: {error}") from error
+        raise InputError(f"{where} is not valid JSON: {error}") from error
 
 
 def records_in(path: Path, content: dict[str, Any], key: str, kind: str) -> Iterator[JsonRecord]:

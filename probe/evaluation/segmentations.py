@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from probe.errors import InputError
 from probe.evaluation.json_records import JsonRecord, shown
 
-__all__ = ["annotation_mask", "segmentation_mask"]
+__all__ = ["annotation_mask", "checked_counts", "segmentation_mask"]
 
 # Outlines are drawn at pixel edges and rounded outwards; what lies further outside belongs to another picture.
 OUTSIDE = 2.0
@@ -86,7 +86,23 @@ def _outline(polygon: Any, size: tuple[int, int]) -> float:
 
 
 def _run_length_mask(encoded: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    # Decoded here and not by pycocotools, whose C code trusts the counts and writes past the end of the mask.
+    height, width = size
+    counts = checked_counts(encoded, size)
+    inside = np.arange(len(counts)) % 2 == 1  # runs alternate, the first is outside
+    return np.ascontiguousarray(np.repeat(inside, counts).reshape(width, height).T)
+
+
+def checked_counts(encoded: dict[str, Any], size: tuple[int, int]) -> list[int]:
+    """The run lengths of a mask down its columns, the first of them outside, certain to fill a picture of this size.
+
+    `encoded` has "size" [height, width] and "counts", a list of run lengths or their compressed text.
+
+    Raises
+    ------
+    InputError
+        Anything else, with the reason; the caller adds the file and the record.
+    """
+    # Read here and not by pycocotools, whose C code trusts the counts and writes past the end of the mask.
     height, width = size
     if encoded.get("size") != [height, width]:
         raise InputError(
@@ -106,8 +122,7 @@ def _run_length_mask(encoded: dict[str, Any], size: tuple[int, int]) -> np.ndarr
         raise InputError(
             f"its run lengths sum to {sum(counts)}, and the picture has {height} x {width} = {pixels} pixels"
         )
-    inside = np.arange(len(counts)) % 2 == 1  # runs alternate, the first is outside
-    return np.ascontiguousarray(np.repeat(inside, counts).reshape(width, height).T)
+    return counts
 
 
 def _sizes(size: Any) -> str:
