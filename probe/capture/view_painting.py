@@ -78,7 +78,8 @@ def visual_tokens(subject: Subject, picture: Any) -> Tensor:
     shown = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     inputs, _ = inputs_for(subject, shown, "Describe the image.")
     taken = inspect.signature(model.get_image_features).parameters
-    given = {name: inputs[name] for name in IMAGE_INPUTS if name in inputs and name in taken}
+    # A LLaVA hands the sizes on to its vision tower without naming them.
+    given = {name: inputs[name] for name in IMAGE_INPUTS if name in inputs and name in (*taken, "image_sizes")}
     with torch.inference_mode(), _deaf(subject):
         found = model.get_image_features(**given)
     found = getattr(found, "pooler_output", found)

@@ -21,6 +21,7 @@ from probe.families.llava_onevision import LLAVA_ONEVISION
 from probe.families.mistral3 import MISTRAL3
 from probe.families.paligemma import PALIGEMMA
 from probe.families.pixart import PIXART
+from probe.families.pixtral import PIXTRAL
 from probe.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from probe.families.siglip import SIGLIP
 from probe.families.stable_diffusion import STABLE_DIFFUSION
@@ -42,6 +43,7 @@ FAMILIES: tuple[Family, ...] = (
     IDEFICS3,
     SMOLVLM,
     MISTRAL3,
+    PIXTRAL,
     DIFFLMM,
     CLIP,
     SIGLIP,
@@ -54,6 +56,9 @@ FAMILIES: tuple[Family, ...] = (
     FLUX,
 )
 
+
+# Those of a vision tower alone come before others of the same class.
+_NARROW_FIRST = sorted(FAMILIES, key=lambda family: not family.vision_types)
 
 #: ``model_type`` of what is refused for a reason of its own.
 _REFUSED = {
@@ -81,13 +86,19 @@ def family_of(model: Any) -> Family:
     model_type = getattr(config, "model_type", "")
     # From the class itself to those it inherits from: a model built on another family's is of its own.
     for kind in type(model).__mro__:
-        for family in FAMILIES:
-            if any(fnmatchcase(kind.__name__, pattern) for pattern in family.models):
+        for family in _NARROW_FIRST:
+            if any(fnmatchcase(kind.__name__, pattern) for pattern in family.models) and _sees_like(config, family):
                 return family
-    for family in FAMILIES:
-        if model is config and model_type in family.model_types:
+    for family in _NARROW_FIRST:
+        if model is config and model_type in family.model_types and _sees_like(config, family):
             return family
     raise ModelError(_unknown(type(model).__name__, model_type, config))
+
+
+def _sees_like(config: Any, family: Family) -> bool:
+    """True if the vision tower is one of the family's, where that tells it from others of the same class."""
+    found = getattr(getattr(config, "vision_config", None), "model_type", None)
+    return not family.vision_types or found in family.vision_types
 
 
 def _unknown(name: str, model_type: Any, config: Any) -> str:

@@ -24,6 +24,7 @@ class Family:
         one size or of its own (``image_sizes``). "grid_thw": of its own size in patches (``image_grid_thw``). "anyres": a
         thumbnail, then tiles put together, freed of padding, a newline behind every row. "tiles": tile by tile, a thumbnail behind
         them. "none": there is no sequence that text and patches share.
+    vision_types : ``config.vision_config.model_type`` of its vision towers, where models of one class are of several families.
     class_token : True if the vision tower has a class token in front, which the feature selection may keep or drop.
     image_processors : class names of the image processors whose geometry is known to be resize, pad and centre crop.
     merge : the field of the configuration that says how many patches a side become one image token, or by which ratio the grid
@@ -48,6 +49,7 @@ class Family:
     merge: str = ""
     prompt: str = "{image}\n{prompt}\n"
     answer_type: int = 0
+    vision_types: tuple[str, ...] = ()
     denoiser: tuple[str, ...] = ()
     text_encoders: tuple[tuple[str, ...], ...] = ()
     text_first: bool | None = None

@@ -104,6 +104,7 @@ TINY: dict[str, Callable[[], Subject]] = {
     "idefics3": _tiled("idefics3"),
     "smolvlm": _tiled("smolvlm"),
     "mistral3": _tiled("mistral3"),
+    "pixtral": _tiled("pixtral"),
     "difflmm": _difflmm,
     "clip": _clip,
     "siglip": _siglip,

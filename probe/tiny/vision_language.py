@@ -20,6 +20,7 @@ __all__ = [
     "tiny_llava_onevision",
     "tiny_mistral3",
     "tiny_paligemma",
+    "tiny_pixtral",
     "tiny_qwen2_5_vl",
     "tiny_qwen2_vl",
     "tiny_qwen3_vl",
@@ -342,22 +343,35 @@ def _tiled(config_class: Any, kind: Any, images_class: Any) -> Subject:
 
 def tiny_mistral3() -> Subject:
     """Grids of the picture's own shape with a break behind every row, 2 x 2 patches of 4 pixels a token."""
-    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralVisionConfig
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    return _broken_rows(Mistral3Config, Mistral3ForConditionalGeneration, merged=2, spatial_merge_size=2)
+
+
+def tiny_pixtral() -> Subject:
+    """The same as a LLaVA, which merges nothing: a patch of 4 pixels is a token."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    return _broken_rows(LlavaConfig, LlavaForConditionalGeneration, merged=1, vision_feature_select_strategy="full")
+
+
+def _broken_rows(config_class: Any, kind: Any, *, merged: int, **options: Any) -> Subject:
+    from transformers import MistralConfig, PixtralVisionConfig
     from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-    tokenizer = _tokenizer("[IMG_BREAK]", "[IMG_END]")
-    images = PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size={"height": 4, "width": 4})
+    tokenizer, side = _tokenizer("[IMG_BREAK]", "[IMG_END]"), 4 * merged
+    images = PixtralImageProcessorPil(size={"longest_edge": 32 * merged}, patch_size={"height": 4, "width": 4})
 
     def expand(made: Any, number: int) -> str:
-        height, width = (int(one) // 8 for one in made["image_sizes"][number])
+        height, width = (int(one) // side for one in made["image_sizes"][number])
         return "[IMG_BREAK]".join(["<image>" * width] * height) + "[IMG_END]"
 
-    config = Mistral3Config(
-        vision_config=PixtralVisionConfig(**_vision(image_size=64, head_dim=12)),
+    config = config_class(
+        vision_config=PixtralVisionConfig(**_vision(image_size=32 * merged, head_dim=12)),
         text_config=MistralConfig(**_text(tokenizer, sliding_window=None)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        spatial_merge_size=2,
         vision_feature_layer=-1,
+        **options,
     )
-    processor = ExpandingProcessor(images, tokenizer, expand, options={"patch_size": {"height": 8, "width": 8}})
-    return _subject(Mistral3ForConditionalGeneration, config, processor)
+    processor = ExpandingProcessor(images, tokenizer, expand, options={"patch_size": {"height": side, "width": side}})
+    return _subject(kind, config, processor)

@@ -291,6 +291,17 @@ def test_exact_softmax_is_undone():
     assert isinstance(smooth_picture(), Image.Image)
 
 
+def test_a_llava_is_of_the_family_of_its_vision_tower():
+    pixtral, llava = tiny_model("pixtral").model, tiny_model("llava").model
+    assert type(pixtral) is type(llava)
+    for one, name in ((pixtral, "pixtral"), (pixtral.config, "pixtral"), (llava, "llava"), (llava.config, "llava")):
+        assert family_of(one).name == name
+    # Were it read as a LLaVA, its picture's own grid would have no processor that is known.
+    wrong = Subject(pixtral, tiny_model("pixtral").processor, family_of(llava), "wrong")
+    with pytest.raises(CaptureError, match="PixtralImageProcessorPil is not one whose geometry is known for family 'llava'"):
+        view_painting._views(wrong, picture(60, 90))
+
+
 @pytest.mark.parametrize(
     ("kind", "match"),
     [("mllama", "cross-attention layers of its own"), ("blip-2", "query tokens that have no patch grid")],
