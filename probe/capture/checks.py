@@ -144,10 +144,12 @@ def _eager_parity(subject: Subject, picture: Any, ids: list[int]) -> Answer:
         raise CaptureError("The library's eager attention gave no weights for this model, so there is no reference.")
     (track,) = recorder.tracks
     views = views_of(
-        track.sequence.units, track.sequence.positions,
+        track.sequence.units, track.sequence.image_keys,
         model=model, processor=subject.processor, family=subject.family, images=picture,
     ).views  # fmt: skip
-    pairs = [(reference, view) for reference in output.attentions for view in views]
+    # Of layers that have no image among their keys there are attentions too.
+    found = [output.attentions[module.layer_idx] for module in recorder.layers]
+    pairs = [(reference, view) for reference in found for view in views]
     off = 0.0
     for layer, (reference, view) in zip(recorder.result(image=picture).layers, pairs, strict=True):
         rows = reference[0, :, start - 1 : start - 1 + len(ids)]

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from probe.attention import AttentionRecord
 from probe.capture.assemble import assemble
+from probe.capture.cross_attention import dropped_keys, sequence_of
 from probe.capture.hooks import require_uncompiled, watch_forward, watch_generate
 from probe.capture.modules import attention_modules
 from probe.capture.pictures import IMAGE_INPUTS, allocate, image_token_id, units_of
 from probe.capture.places import choose_place
 from probe.capture.recordings import Recording
 from probe.capture.reduce import answer_tokens
-from probe.capture.sequence import Sequence, end_tokens, prompts_of, require_followed, require_same_cache
+from probe.capture.sequence import end_tokens, prompts_of, require_followed, require_same_cache
 from probe.capture.taps import AttentionCall, edits_of, watch_registry
-from probe.capture.tracks import Track, dropped_positions
+from probe.capture.tracks import Track
 from probe.errors import CaptureError, InputError
 from probe.families import family_of
 from probe.layout import Indices, Layout, resolve_indices
@@ -139,8 +140,9 @@ class Recorder(Recording):
         self.offload, self.verify = offload, verify
         self.query_row: Literal["predicting", "own"] = query_row or ("own" if queries == "prompt" else "predicting")
         found = attention_modules(model, self.family)
+        what = "cross-attention layer" if self.family.image_tokens == "cross-attention" else "layer"
         self.layers = {
-            module: name for name, module in (found[i] for i in resolve_indices(layers, len(found), what="layer"))
+            module: name for name, module in (found[i] for i in resolve_indices(layers, len(found), what=what))
         }
         count = model.config.get_text_config().num_attention_heads
         self.heads = resolve_indices(heads, count, what="head")
@@ -306,8 +308,8 @@ class Recorder(Recording):
                 f"{self.layers[module]} saw {call.query.shape[0]} sequences where {len(self.tracks)} were fed: they were packed "
                 "into one, or split, so rows cannot be matched to tokens."
             )
-        shift = dropped_positions(
-            self.layers[module], module, call, self._cache, fed=self._length, total=len(self.tracks[0].sequence.ids)
+        shift = dropped_keys(
+            self.layers[module], module, call, self._cache, fed=self._length, sequence=self.tracks[0].sequence
         )
         self.kernel, self.dtype = call.kernel, call.query.dtype
         checked = self.verify
@@ -332,14 +334,16 @@ class Recorder(Recording):
         rows = mask.tolist() if isinstance(mask, Tensor) and mask.ndim == 2 else None
         token = image_token_id(self.model)
         # generate may encode the picture itself and pass on the result, so it is read where the user gave it.
-        given = {name: _detached(kwargs.get(name)) for name in (*IMAGE_INPUTS, "pixel_values_videos")}
+        given = {
+            name: _detached(kwargs.get(name)) for name in (*IMAGE_INPUTS, "pixel_values_videos", "cross_attention_mask")
+        }
         found = units_of(self.model, self.family, given)
         for own, (number, prompt) in zip(
             allocate(found, [one.count(token) for one in prompts]), enumerate(prompts), strict=True
         ):
             attends = None if rows is None else [int(one) for one in rows[number][: len(prompt)]]
             for _ in range(each):
-                sequence = Sequence(prompt, token, attends, own)
+                sequence = sequence_of(prompt, token, attends, own, model=self.model, family=self.family, given=given)
                 self.tracks.append(Track(sequence, self.layers, self.heads, offload=self.offload))
 
     def _lay_out(self, track: Track) -> None:

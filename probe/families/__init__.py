@@ -19,6 +19,7 @@ from probe.families.llava import LLAVA
 from probe.families.llava_next import LLAVA_NEXT
 from probe.families.llava_onevision import LLAVA_ONEVISION
 from probe.families.mistral3 import MISTRAL3
+from probe.families.mllama import MLLAMA
 from probe.families.paligemma import PALIGEMMA
 from probe.families.pixart import PIXART
 from probe.families.pixtral import PIXTRAL
@@ -44,6 +45,7 @@ FAMILIES: tuple[Family, ...] = (
     SMOLVLM,
     MISTRAL3,
     PIXTRAL,
+    MLLAMA,
     DIFFLMM,
     CLIP,
     SIGLIP,
@@ -62,7 +64,6 @@ _NARROW_FIRST = sorted(FAMILIES, key=lambda family: not family.vision_types)
 
 #: ``model_type`` of what is refused for a reason of its own.
 _REFUSED = {
-    "mllama": "its text reads the picture through cross-attention layers of its own, whose keys are not in the sequence",
     "blip-2": "its language model sees query tokens that have no patch grid; the patches are read by the Q-Former alone",
     "instructblip": "its language model sees query tokens that have no patch grid; the patches are read by the Q-Former alone",
 }

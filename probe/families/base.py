@@ -23,7 +23,8 @@ class Family:
     image_tokens : how patches reach the sequence, each as one ``config.image_token_id``. "placeholder": an image, row by row, of
         one size or of its own (``image_sizes``). "grid_thw": of its own size in patches (``image_grid_thw``). "anyres": a
         thumbnail, then tiles put together, freed of padding, a newline behind every row. "tiles": tile by tile, a thumbnail behind
-        them. "none": there is no sequence that text and patches share.
+        them. "cross-attention": one placeholder an image, whose tiles are the keys of layers that have no other; class tokens too.
+        "none": there is no sequence that text and patches share.
     vision_types : ``config.vision_config.model_type`` of its vision towers, where models of one class are of several families.
     class_token : True if the vision tower has a class token in front, which the feature selection may keep or drop.
     image_processors : class names of the image processors whose geometry is known to be resize, pad and centre crop.
@@ -42,7 +43,7 @@ class Family:
     model_types: tuple[str, ...]
     models: tuple[str, ...]
     attention: tuple[str, ...]
-    image_tokens: Literal["placeholder", "grid_thw", "anyres", "tiles", "none"]
+    image_tokens: Literal["placeholder", "grid_thw", "anyres", "tiles", "cross-attention", "none"]
     class_token: bool
     image_processors: tuple[str, ...]
     kind: Kind = "language model"

@@ -58,12 +58,13 @@ def _stable_diffusion() -> Subject:
 
 
 def _tiled(name: str) -> Callable[[], Subject]:
-    """What makes the tiny model of a family that has its function in ``vision_language``."""
+    """What makes the tiny model of a family that has its function in ``vision_language`` or ``canvases``."""
 
     def make() -> Subject:
-        from probe.tiny import vision_language
+        from probe.tiny import canvases, vision_language
 
-        subject: Subject = getattr(vision_language, f"tiny_{name}")()
+        module = canvases if f"tiny_{name}" in canvases.__all__ else vision_language
+        subject: Subject = getattr(module, f"tiny_{name}")()
         return subject
 
     return make
@@ -105,6 +106,7 @@ TINY: dict[str, Callable[[], Subject]] = {
     "smolvlm": _tiled("smolvlm"),
     "mistral3": _tiled("mistral3"),
     "pixtral": _tiled("pixtral"),
+    "mllama": _tiled("mllama"),
     "difflmm": _difflmm,
     "clip": _clip,
     "siglip": _siglip,
