@@ -24,6 +24,8 @@ QueryKind = Literal[
     "prompt token",
     "class token",
     "pooling query",
+    # What a Q-Former gathers patches with; it stands for no word.
+    "query token",
     "text token",
     "caption token",
     "patch",

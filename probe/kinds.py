@@ -37,6 +37,7 @@ Pairs = list[tuple[tuple[int, int], Any]]
 
 _WHY = {
     "language model": "a language model reads a picture once and answers",
+    "q-former": "its words are given what learned queries gathered, and no patch",
     "image encoder": "an image encoder compares a picture with texts and answers nothing",
     "diffusion": "a diffusion model denoises a picture by a text and answers nothing",
 }

@@ -13,6 +13,7 @@ from probe.capture.painting import paint_patches
 from probe.capture.passes import generate_and_record, generate_ids, inputs_for, inputs_with_answer, read_and_record
 from probe.capture.pictures import image_token_id
 from probe.capture.places import places_of
+from probe.capture.qformer_checks import check_qformer
 from probe.capture.questions import (
     PARITY,
     Answer,
@@ -70,6 +71,8 @@ def check(subject: Subject, *, image: Any = None, max_new_tokens: int = 8) -> Ch
     picture = read_image(smooth_picture() if image is None else image)
     if subject.family.kind == "image encoder":
         return check_encoder(subject, picture)
+    if subject.family.kind == "q-former":
+        return check_qformer(subject, picture)
     if subject.family.kind == "diffusion":
         from probe.capture.diffusion_checks import check_diffusion
 

@@ -60,6 +60,10 @@ class EncoderRecorder(Recording):
         If a layer, head or option does not exist.
     """
 
+    #: Over what a row sums to 1, and how it is seen.
+    softmax_over: Literal["sequence", "patches"] = "sequence"
+    tap = "transformers attention functions"
+
     def __init__(
         self,
         model: Any,
@@ -140,13 +144,13 @@ class EncoderRecorder(Recording):
             spans=((0, 0),) * len(tokens),
             text="",
             image_size=preparation.image_size,
-            softmax_over="sequence",
+            softmax_over=self.softmax_over,
             query_row=None,
             certificate=certificate,
             source=make_source(
                 self.model,
                 self.family,
-                tap="torch.nn.MultiheadAttention, asked again" if self.pooling else "transformers attention functions",
+                tap="torch.nn.MultiheadAttention, asked again" if self.pooling else self.tap,
                 kernel=self.kernel,
                 dtype=self.dtype,
                 preparation=preparation.steps,

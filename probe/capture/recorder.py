@@ -60,9 +60,10 @@ def record(
     ----------
     model, processor : a live transformers model and its processor, a live diffusion pipeline, or one ``Subject``.
     place : whose attention is read. "language model": text tokens to image patches. "image encoder": CLIP's class token, or the
-        query with which SigLIP pools, to the patches. "cross-attention": patches of a diffusion U-Net to the words, or in a DiffLMM
-        to its implicit caption. "self-attention": patches of a U-Net to each other. "image to text", "text to image", "image to
-        image": in joint attention, see ``DiffusionRecorder``. By default the first that the model has.
+        query with which SigLIP pools, to the patches. "q-former": learned queries to the patches. "cross-attention": patches of a
+        diffusion U-Net to the words, or in a DiffLMM to its implicit caption. "self-attention": patches of a U-Net to each other.
+        "image to text", "text to image", "image to image": in joint attention, see ``DiffusionRecorder``. By default the first that
+        the model has.
     layers, heads : which to record, by number; all by default. Layers of a U-Net also by the beginning of their names.
     offload : True moves every row to host memory at once.
     verify : how many rows must rebuild the kernel's own output: a "sample" in every layer and head, "all", or "off".
@@ -102,6 +103,10 @@ def record(
         from probe.capture.encoders import EncoderRecorder
 
         return EncoderRecorder(model, processor, **options)
+    if chosen == "q-former":
+        from probe.capture.qformer import QFormerRecorder
+
+        return QFormerRecorder(model, processor, **options)
     from probe.capture.captions import CaptionConditioning
     from probe.capture.diffusion import DiffusionRecorder
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from probe.errors import ModelError, did_you_mean
 from probe.families.base import Family
+from probe.families.blip_2 import BLIP_2, BLIP_2_VISION, INSTRUCTBLIP
 from probe.families.clip import CLIP
 from probe.families.difflmm import DIFFLMM
 from probe.families.dinov2 import DINOV2
@@ -47,6 +48,9 @@ FAMILIES: tuple[Family, ...] = (
     PIXTRAL,
     MLLAMA,
     DIFFLMM,
+    BLIP_2,
+    INSTRUCTBLIP,
+    BLIP_2_VISION,
     CLIP,
     SIGLIP,
     DINOV2,
@@ -61,12 +65,6 @@ FAMILIES: tuple[Family, ...] = (
 
 # Those of a vision tower alone come before others of the same class.
 _NARROW_FIRST = sorted(FAMILIES, key=lambda family: not family.vision_types)
-
-#: ``model_type`` of what is refused for a reason of its own.
-_REFUSED = {
-    "blip-2": "its language model sees query tokens that have no patch grid; the patches are read by the Q-Former alone",
-    "instructblip": "its language model sees query tokens that have no patch grid; the patches are read by the Q-Former alone",
-}
 
 
 def matches(thing: Any, patterns: tuple[str, ...]) -> bool:
@@ -110,8 +108,6 @@ def _unknown(name: str, model_type: Any, config: Any) -> str:
             f"{name} (model_type {model_type!r}) is not a vision-language model: its configuration has no vision part, and it is "
             f"no image encoder or diffusion pipeline that is known. Families that can be recorded: {known}."
         )
-    if model_type in _REFUSED:
-        return f"{name} (model_type {model_type!r}) cannot be recorded yet: {_REFUSED[model_type]}. Known families: {known}."
     types = [one for family in FAMILIES for one in family.model_types]
     return (
         f"{name} (model_type {model_type!r}) is of a family that cannot be recorded yet; known families: {known}."

@@ -7,7 +7,7 @@ from typing import Literal
 
 __all__ = ["Family", "Kind"]
 
-Kind = Literal["language model", "image encoder", "diffusion"]
+Kind = Literal["language model", "q-former", "image encoder", "diffusion"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Family:
         shrinks; empty where a patch is a token.
     prompt : what is asked of a model without a chat template, around its image placeholder.
     answer_type : what stands for an answer's token in ``token_type_ids``.
-    kind : what it does with an image: a "language model" speaks about it, an "image encoder" embeds it, "diffusion" denoises it.
+    kind : what it does with an image: a "language model" speaks about it, a "q-former" gathers it in learned queries before
+        words come into it, an "image encoder" embeds it, "diffusion" denoises it.
     denoiser : class names of what denoises in a diffusion pipeline.
     text_encoders : parts of a diffusion pipeline whose states are the words of its keys, in the order of the keys. Those of one
         group stand side by side in the channels, so that each key is one word of all of them; the groups follow each other.

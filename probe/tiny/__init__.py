@@ -57,6 +57,16 @@ def _stable_diffusion() -> Subject:
     return load_model(tiny_sd())
 
 
+def _blip_2(name: str) -> Callable[[], Subject]:
+    def make() -> Subject:
+        from probe.tiny import blip_2
+
+        subject: Subject = getattr(blip_2, f"tiny_{name}")()
+        return subject
+
+    return make
+
+
 def _tiled(name: str) -> Callable[[], Subject]:
     """What makes the tiny model of a family that has its function in ``vision_language`` or ``canvases``."""
 
@@ -108,6 +118,9 @@ TINY: dict[str, Callable[[], Subject]] = {
     "pixtral": _tiled("pixtral"),
     "mllama": _tiled("mllama"),
     "difflmm": _difflmm,
+    "blip_2": _blip_2("blip_2"),
+    "instructblip": _blip_2("instructblip"),
+    "blip_2_vision": _blip_2("blip_2_vision"),
     "clip": _clip,
     "siglip": _siglip,
     "dinov2": _dino("dinov2_with_registers"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from probe.capture.passes import inputs_with_answer, read_and_record
 from probe.capture.questions import ask, smooth_picture
 from probe.capture.view_painting import paint_views
 from probe.capture.weights import attention_rows
-from probe.errors import CaptureError, InputError, ModelError
+from probe.errors import CaptureError, InputError
 from probe.families import FAMILIES, family_of
 from probe.family_checks import check_family
 from probe.models import Subject
@@ -303,16 +302,6 @@ def test_a_llava_is_of_the_family_of_its_vision_tower():
         CaptureError, match="PixtralImageProcessorPil is not one whose geometry is known for family 'llava'"
     ):
         view_painting._views(wrong, picture(60, 90))
-
-
-@pytest.mark.parametrize(
-    ("kind", "match"),
-    [("instructblip", "query tokens that have no patch grid"), ("blip-2", "query tokens that have no patch grid")],
-)
-def test_what_is_refused_for_a_reason_of_its_own_is_told_it(kind, match):
-    config = SimpleNamespace(model_type=kind, vision_config=None)
-    with pytest.raises(ModelError, match=match):
-        family_of(config)
 
 
 def test_tiles_that_are_resized_and_cropped_after_they_are_cut_are_refused():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import MllamaForConditionalGeneration
 
 import probe
 from probe.capture import pictures
@@ -69,7 +70,17 @@ def test_each_cell_is_its_tiles_own_key(subject, dtype, size, arrangement):
         assert not layer.rest[..., :2].any(), "there is no text among the keys"
 
 
-@pytest.mark.parametrize("cache", [None, "static"])
+# Older releases of the library give these layers a static cache that is too short for their keys.
+_STATIC = pytest.param(
+    "static",
+    marks=pytest.mark.skipif(
+        "_prepare_static_cache" not in vars(MllamaForConditionalGeneration),
+        reason="this transformers has no static cache for Mllama",
+    ),
+)
+
+
+@pytest.mark.parametrize("cache", [None, _STATIC])
 def test_generating_equals_reading(subject, cache):
     shown = picture(60, 90)
     inputs, _ = inputs_for(subject, shown, "a dog")
