@@ -26,6 +26,7 @@ from probe.families.pixart import PIXART
 from probe.families.pixtral import PIXTRAL
 from probe.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from probe.families.siglip import SIGLIP
+from probe.families.siglip_2 import SIGLIP_2
 from probe.families.stable_diffusion import STABLE_DIFFUSION
 from probe.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from probe.families.vit import VIT
@@ -53,6 +54,7 @@ FAMILIES: tuple[Family, ...] = (
     BLIP_2_VISION,
     CLIP,
     SIGLIP,
+    SIGLIP_2,
     DINOV2,
     DINOV3,
     VIT,

@@ -34,6 +34,12 @@ def _siglip() -> Subject:
     return tiny_siglip()
 
 
+def _siglip2() -> Subject:
+    from probe.tiny.encoders import tiny_siglip2
+
+    return tiny_siglip2()
+
+
 def _difflmm() -> Subject:
     from probe.models import load_model
     from probe.tiny.difflmm import tiny_difflmm
@@ -123,6 +129,7 @@ TINY: dict[str, Callable[[], Subject]] = {
     "blip_2_vision": _blip_2("blip_2_vision"),
     "clip": _clip,
     "siglip": _siglip,
+    "siglip2": _siglip2,
     "dinov2": _dino("dinov2_with_registers"),
     "dinov3": _dino("dinov3_vit"),
     "vit": _dino("vit"),

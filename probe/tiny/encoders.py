@@ -11,7 +11,7 @@ from probe.models import Subject
 from probe.tiny.language_models import tiny_processor
 from probe.tiny.words import framing_tokenizer
 
-__all__ = ["random_model", "tiny_clip", "tiny_dino", "tiny_siglip"]
+__all__ = ["random_model", "tiny_clip", "tiny_dino", "tiny_siglip", "tiny_siglip2"]
 
 
 def tiny_clip(
@@ -47,6 +47,22 @@ def tiny_siglip(
     )
     pair = SiglipProcessor(image_processor=images, tokenizer=framing_tokenizer())
     return Subject(model.to(dtype), pair, family_of(model), "tiny siglip")
+
+
+def tiny_siglip2(
+    *, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0, most: int = 24
+) -> Subject:
+    """A random SigLIP 2 of the same size, for pictures of any shape in at most ``most`` patches of 8 x 8 pixels."""
+    from transformers import Siglip2Config, Siglip2Model, Siglip2Processor
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    images = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=most)
+    vision, text = _encoder_parts(framing_tokenizer(), 32)
+    del vision["image_size"]
+    config = Siglip2Config(vision_config=vision | {"num_patches": 16}, text_config=text)
+    model = random_model(Siglip2Model, config, attention=attention, seed=seed)
+    pair = Siglip2Processor(image_processor=images, tokenizer=framing_tokenizer())
+    return Subject(model.to(dtype), pair, family_of(model), "tiny siglip2")
 
 
 def tiny_dino(
