@@ -65,7 +65,7 @@ def _subject(config_class: Any, kind: Any, text: Any, processor: Any) -> Subject
         num_query_tokens=6,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    # Until transformers 5.7 or so its Q-Former had a softmax of its own, and no name of a kernel could be asked for.
+    # The Q-Former of older releases has a softmax of its own, and no name of a kernel can be asked for.
     model = random_model(kind, config, attention=None, seed=0)
     family = family_of(model)
     return Subject(model, processor, family, f"tiny {family.name}")
