@@ -24,6 +24,8 @@ QueryKind = Literal[
     "prompt token",
     "class token",
     "pooling query",
+    # What a Q-Former gathers patches with; it stands for no word.
+    "query token",
     "text token",
     "caption token",
     "patch",
@@ -51,7 +53,8 @@ class AttentionRecord:
     tokens, token_ids, spans : text, id and (start, end) characters in ``text`` of each token; special tokens have an empty span.
     text : the answer (or prompt) that the tokens spell.
     image_size : (height, width) of the original image in pixels.
-    softmax_over : over what a row sums to 1 (with ``rest``); raw values are comparable only where it is the same.
+    softmax_over : over what a row sums to 1 (with ``rest``); raw values are comparable only where it is the same. "patches" are
+        those of the image alone, with the class tokens of its tiles.
     query_row : "predicting": the row at position t - 1 that predicts token t; "own": the row at the token's own position.
     certificate : how the record proves that it is true.
     source : model, kernel, dtype, prompt and versions.

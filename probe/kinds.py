@@ -12,7 +12,7 @@ import torch
 from probe.attention import AttentionRecord
 from probe.capture.decomposition import contributions
 from probe.capture.encoders import EncoderRecorder
-from probe.capture.geometry import image_processor_of
+from probe.capture.geometry import encoder_inputs
 from probe.errors import InputError
 from probe.grounding.phrases import noun_phrases
 from probe.images import read_image
@@ -37,6 +37,7 @@ Pairs = list[tuple[tuple[int, int], Any]]
 
 _WHY = {
     "language model": "a language model reads a picture once and answers",
+    "q-former": "its words are given what learned queries gathered, and no patch",
     "image encoder": "an image encoder compares a picture with texts and answers nothing",
     "diffusion": "a diffusion model denoises a picture by a text and answers nothing",
 }
@@ -113,10 +114,9 @@ def examples_compared(
 def _class_row(subject: Subject, example: Example) -> AttentionRecord:
     """The class token's row, given to the whole caption: it is the same for every phrase."""
     picture = read_image(example.image)
-    pixels = image_processor_of(subject.processor)(images=picture, return_tensors="pt")["pixel_values"]
-    pixels = pixels.to(subject.model.device, subject.model.dtype)
+    inputs = encoder_inputs(subject.processor, picture, subject.model)
     with torch.no_grad(), EncoderRecorder(subject.model, subject.processor) as recorder:
-        subject.model.get_image_features(pixel_values=pixels)
+        subject.model.get_image_features(**inputs)
     found = recorder.result(image=picture)
     return replace(found, text=example.text, spans=((0, len(example.text)),))
 

@@ -100,13 +100,15 @@ def run(
     ------
     InputError, CaptureError, CertificateError
         As ``read_image``, ``probe.record`` and its ``result`` do; if ``answer`` is empty, ``max_new_tokens`` is below 1, or the
-        prompt or answer holds an image placeholder of its own; or if an option is given that means nothing for this kind of model.
+        prompt or answer holds an image placeholder of its own; if an option is given that means nothing for this kind of model; or
+        if its words look at no patch (BLIP-2, InstructBLIP).
     """
     if not isinstance(subject, Subject):
         raise InputError(
             f"run() needs a Subject, found a {type(subject).__name__}; make one with probe.load_model(...)."
         )
     kind = subject.family.kind
+    _require_maps_of_words(subject)
     spoken = {
         "answer": (answer, None), "max_new_tokens": (max_new_tokens, 128), "queries": (queries, "answer"),
         "query_row": (query_row, None), "offload": (offload, False),
@@ -138,6 +140,16 @@ def run(
     else:
         found = read_and_record(subject, picture, prompt, answer=answer, **options)
     return Run(found.text, found, picture, prompt)
+
+
+def _require_maps_of_words(subject: Subject) -> None:
+    """Nothing, if the model has something to look at for its words, or for the words that a picture is compared with."""
+    if subject.family.kind == "q-former":
+        raise InputError(
+            f"{subject.name!r} answers from the tokens of a Q-Former, which have no place in the image, so no map belongs to a "
+            "word of its answer. What these tokens gather can be recorded, without words: with probe.record(subject) as recorder: "
+            "subject.model.generate(**inputs)."
+        )
 
 
 def _require_usable(subject: Subject, prompt: str, answer: Any, max_new_tokens: int) -> None:

@@ -37,7 +37,7 @@ def assemble(recorder: Recorder, track: Track, image: Any) -> AttentionRecord:
         )
     seen = views_of(
         track.sequence.units,
-        track.sequence.positions,
+        track.sequence.image_keys,
         model=recorder.model,
         processor=recorder.processor,
         family=recorder.family,
@@ -59,7 +59,7 @@ def assemble(recorder: Recorder, track: Track, image: Any) -> AttentionRecord:
         spans=tuple(spelled.spans[i] for i in kept),
         text=spelled.text,
         image_size=seen.image_size,
-        softmax_over="sequence",
+        softmax_over="patches" if recorder.family.image_tokens == "cross-attention" else "sequence",
         query_row=recorder.query_row,
         certificate=certificate,
         source=_source(recorder, track, seen.steps),

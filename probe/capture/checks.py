@@ -13,6 +13,7 @@ from probe.capture.painting import paint_patches
 from probe.capture.passes import generate_and_record, generate_ids, inputs_for, inputs_with_answer, read_and_record
 from probe.capture.pictures import image_token_id
 from probe.capture.places import places_of
+from probe.capture.qformer_checks import check_qformer
 from probe.capture.questions import (
     PARITY,
     Answer,
@@ -70,6 +71,8 @@ def check(subject: Subject, *, image: Any = None, max_new_tokens: int = 8) -> Ch
     picture = read_image(smooth_picture() if image is None else image)
     if subject.family.kind == "image encoder":
         return check_encoder(subject, picture)
+    if subject.family.kind == "q-former":
+        return check_qformer(subject, picture)
     if subject.family.kind == "diffusion":
         from probe.capture.diffusion_checks import check_diffusion
 
@@ -144,10 +147,12 @@ def _eager_parity(subject: Subject, picture: Any, ids: list[int]) -> Answer:
         raise CaptureError("The library's eager attention gave no weights for this model, so there is no reference.")
     (track,) = recorder.tracks
     views = views_of(
-        track.sequence.units, track.sequence.positions,
+        track.sequence.units, track.sequence.image_keys,
         model=model, processor=subject.processor, family=subject.family, images=picture,
     ).views  # fmt: skip
-    pairs = [(reference, view) for reference in output.attentions for view in views]
+    # Of layers that have no image among their keys there are attentions too.
+    found = [output.attentions[module.layer_idx] for module in recorder.layers]
+    pairs = [(reference, view) for reference in found for view in views]
     off = 0.0
     for layer, (reference, view) in zip(recorder.result(image=picture).layers, pairs, strict=True):
         rows = reference[0, :, start - 1 : start - 1 + len(ids)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from probe.attention import AttentionRecord, LayerAttention
 from probe.capture.assemble import make_source
-from probe.capture.geometry import Preparation, checked_preparation
+from probe.capture.geometry import Preparation, checked_preparation, processed_picture
 from probe.capture.hooks import require_uncompiled, watch_forward
 from probe.capture.modules import class_and_registers, encoder_modules, image_encoder, patch_side
 from probe.capture.multihead import MultiheadCall, multihead_error, multihead_rows, watch_multihead
@@ -59,6 +59,10 @@ class EncoderRecorder(Recording):
     InputError
         If a layer, head or option does not exist.
     """
+
+    #: Over what a row sums to 1, and how it is seen.
+    softmax_over: Literal["sequence", "patches"] = "sequence"
+    tap = "transformers attention functions"
 
     def __init__(
         self,
@@ -128,8 +132,9 @@ class EncoderRecorder(Recording):
             )
         certificate = self._certificate()
         seen = _as_processed(self.pixels, self.model.config)
-        preparation = checked_preparation(self.processor, image, seen=seen, family=self.family)
-        grid = preparation.grid(patch_side(self.tower))
+        patch = patch_side(self.tower)
+        preparation = checked_preparation(self.processor, image, seen=seen, family=self.family, patch=patch)
+        grid = preparation.grid(patch)
         tokens, kind = self._tokens(grid)
         return AttentionRecord(
             layers=tuple(self._layer(module, name, grid) for module, name in self.layers.items()),
@@ -140,13 +145,13 @@ class EncoderRecorder(Recording):
             spans=((0, 0),) * len(tokens),
             text="",
             image_size=preparation.image_size,
-            softmax_over="sequence",
+            softmax_over=self.softmax_over,
             query_row=None,
             certificate=certificate,
             source=make_source(
                 self.model,
                 self.family,
-                tap="torch.nn.MultiheadAttention, asked again" if self.pooling else "transformers attention functions",
+                tap="torch.nn.MultiheadAttention, asked again" if self.pooling else self.tap,
                 kernel=self.kernel,
                 dtype=self.dtype,
                 preparation=preparation.steps,
@@ -161,13 +166,7 @@ class EncoderRecorder(Recording):
         if self._state == "finished":
             raise CaptureError("This recorder already holds one pass; use one record() context for each image.")
         given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
-        pixels = given.get("pixel_values")
-        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[0] != 1:
-            shape = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-            raise CaptureError(
-                f"pixel_values of shape {shape} were given to the image encoder; one image at a time, as (1, channel, height, "
-                "width), can be recorded."
-            )
+        pixels = processed_picture(given, patch_side(module))
         grid = Preparation.unknown((int(pixels.shape[-2]), int(pixels.shape[-1]))).grid(patch_side(module))
         classes, registers = class_and_registers(self.tower)
         count, first = grid.shape[0] * grid.shape[1], classes + registers
@@ -175,7 +174,10 @@ class EncoderRecorder(Recording):
             self.queries = resolve_indices(tuple(self.queries), count, what="patch")
         view = View("image 0", grid, tuple(range(first, first + count)))
         other = tuple(range(classes, first))
-        self.layout = Layout((view,), first + count, bos=0 if classes else None, other=other)
+        # A picture that comes as a row of patches has padding behind them.
+        length = first + (count if given.get("spatial_shapes") is None else int(given["pixel_values"].shape[1]))
+        padding = tuple(range(first + count, length))
+        self.layout = Layout((view,), length, padding, bos=0 if classes else None, other=other)
         self.pixels = pixels.detach()
         self.stores, self._seen = {}, dict.fromkeys(self.layers, 0)
         self.checked_rows, self.max_error, self.worst = 0, 0.0, ""

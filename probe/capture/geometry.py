@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
+from einops import rearrange
 from torch import Tensor
 
 from probe.errors import CaptureError, InputError
@@ -13,7 +15,15 @@ from probe.images import image_size as size_of
 from probe.images import read_image
 from probe.layout import PatchGrid
 
-__all__ = ["SAME_PIXELS", "Preparation", "checked_preparation", "image_processor_of", "preparation_of"]
+__all__ = [
+    "SAME_PIXELS",
+    "Preparation",
+    "checked_preparation",
+    "encoder_inputs",
+    "image_processor_of",
+    "preparation_of",
+    "processed_picture",
+]
 
 #: Half a grey level of 255, after a normalisation that spreads them by about 4.
 SAME_PIXELS = 0.02
@@ -57,6 +67,51 @@ class Preparation:
 def image_processor_of(processor: Any) -> Any:
     """The part of a processor that prepares images; a model that reads no text has nothing else."""
     return getattr(processor, "image_processor", processor)
+
+
+def encoder_inputs(processor: Any, picture: Any, model: Any) -> dict[str, Any]:
+    """What a processor makes of a picture for an image encoder, on the model's device and in its number type."""
+    made = image_processor_of(processor)(images=picture, return_tensors="pt")
+    found = {name: one.to(model.device) for name, one in dict(made).items() if isinstance(one, Tensor)}
+    found["pixel_values"] = found["pixel_values"].to(model.dtype)
+    return found
+
+
+def processed_picture(inputs: Any, patch: int) -> Tensor:
+    """(1, channel, row, col) picture that an image encoder is given; one that comes as a row of patches is put together.
+
+    Parameters
+    ----------
+    inputs : what the encoder is given, by name. With ``spatial_shapes``, (1, 2) rows and cols of patches, ``pixel_values`` are
+        (1, patch, value), each patch's pixels row by row with their channels last, and padding behind them.
+    patch : side of a patch in pixels.
+
+    Raises
+    ------
+    CaptureError
+        If it is not one picture, or not of this shape.
+    """
+    pixels, shapes = inputs.get("pixel_values"), inputs.get("spatial_shapes")
+    ndim = 4 if shapes is None else 3
+    if not isinstance(pixels, Tensor) or pixels.ndim != ndim or pixels.shape[0] != 1:
+        shape = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise CaptureError(
+            f"pixel_values of shape {shape} were given to the image encoder; one image at a time, as "
+            f"{'(1, channel, height, width)' if shapes is None else '(1, patch, value)'}, can be recorded."
+        )
+    if shapes is None:
+        return pixels
+    rows, cols = (int(one) for one in shapes[0])
+    if rows * cols > pixels.shape[1] or pixels.shape[2] % (patch * patch):
+        raise CaptureError(
+            f"spatial_shapes says {rows} x {cols} patches of {patch} pixels, but pixel_values has {pixels.shape[1]} patches of "
+            f"{pixels.shape[2]} values; give what the processor made."
+        )
+    return rearrange(
+        pixels[:, : rows * cols],
+        "one (row col) (high wide channel) -> one channel (row high) (col wide)",
+        row=rows, col=cols, high=patch, wide=patch,
+    )  # fmt: skip
 
 
 def preparation_of(processor: Any, image_size: tuple[int, int], *, family: Family) -> Preparation:
@@ -105,13 +160,16 @@ def preparation_of(processor: Any, image_size: tuple[int, int], *, family: Famil
     return Preparation(", ".join(steps) or "as it is", image_size, frame, scale, offset)
 
 
-def checked_preparation(processor: Any, image: Any, *, seen: Tensor, family: Family) -> Preparation:
+def checked_preparation(
+    processor: Any, image: Any, *, seen: Tensor, family: Family, patch: int | None = None
+) -> Preparation:
     """How the picture that a model saw was made of this image, checked pixel by pixel.
 
     Parameters
     ----------
     image : path, PIL image or array; ``None`` where nobody says which it was.
     seen : (1, channel, row, col) picture that the model was given.
+    patch : side of a patch in pixels, where the processor may make a row of patches.
 
     Raises
     ------
@@ -126,7 +184,8 @@ def checked_preparation(processor: Any, image: Any, *, seen: Tensor, family: Fam
     picture = read_image(image)
     preparation = preparation_of(processor, size_of(picture), family=family)
     images = image_processor_of(processor)
-    again = images(images=picture, return_tensors="pt")["pixel_values"].to(seen.device, seen.dtype)
+    made = images(images=picture, return_tensors="pt")
+    again = (made["pixel_values"] if patch is None else processed_picture(made, patch)).to(seen.device, seen.dtype)
     if preparation.frame != frame or again.shape != seen.shape:
         raise CaptureError(
             f"The model saw a picture of {frame} pixels (height, width), but its processor is set to make {preparation.frame} "
@@ -154,6 +213,11 @@ def _crop_size(images: Any) -> tuple[int, int]:
 
 
 def _resized(images: Any, frame: tuple[int, int]) -> tuple[int, int]:
+    if hasattr(images, "max_num_patches"):
+        # The most patches that keep the picture's shape, by the library's own function.
+        fit = sys.modules[type(images).__module__].get_image_size_for_max_num_patches
+        height, width = fit(*frame, images.patch_size, images.max_num_patches)
+        return int(height), int(width)
     size = images.size
     height, width, shortest = (_setting(size, name) for name in ("height", "width", "shortest_edge"))
     others = [name for name in ("longest_edge", "max_height", "max_width") if _setting(size, name)]

@@ -18,7 +18,8 @@ def attention_modules(model: Any, family: Family) -> list[tuple[str, nn.Module]]
     Raises
     ------
     CaptureError
-        If there are not as many as ``config.num_hidden_layers`` states.
+        If there are not as many as ``config.num_hidden_layers`` states, or ``config.cross_attention_layers`` where those alone
+        look at a picture.
     """
     decoder = model.get_decoder()
     inside = {id(one) for one in decoder.modules()}
@@ -28,10 +29,12 @@ def attention_modules(model: Any, family: Family) -> list[tuple[str, nn.Module]]
         if id(one) in inside and matches(one, family.attention) and getattr(one, "layer_idx", None) is not None
     ]
     found.sort(key=lambda pair: pair[1].layer_idx)
-    stated = model.config.get_text_config().num_hidden_layers
-    if [one.layer_idx for _, one in found] != list(range(stated)):
+    config = model.config.get_text_config()
+    crossing = family.image_tokens == "cross-attention"
+    stated = sorted(config.cross_attention_layers) if crossing else list(range(config.num_hidden_layers))
+    if [one.layer_idx for _, one in found] != stated:
         raise CaptureError(
-            f"{type(model).__name__} states {stated} layers but {len(found)} attention modules were found "
+            f"{type(model).__name__} states {len(stated)} layers but {len(found)} attention modules were found "
             f"({', '.join(sorted({type(one).__name__ for _, one in found})) or 'none'}): it is not built as its family is."
         )
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from probe.capture.geometry import image_processor_of, preparation_of
+from probe.capture.geometry import encoder_inputs, image_processor_of, preparation_of, processed_picture
 from probe.capture.modules import image_encoder, patch_side
 from probe.capture.questions import Answer
 from probe.errors import CaptureError
@@ -75,11 +75,9 @@ def _changed_middle(subject: Subject, shape: tuple[int, ...], box: tuple[slice, 
     grey = np.full(shape, 96, dtype=np.uint8)
     light = grey.copy()
     light[box] = 160
-    before, after = (
-        image_processor_of(subject.processor)(images=one, return_tensors="np")["pixel_values"][0]
-        for one in (grey, light)
-    )
-    change = np.asarray(after - before, dtype=np.float64).sum(axis=0)
+    made = (image_processor_of(subject.processor)(images=one, return_tensors="pt") for one in (grey, light))
+    before, after = (processed_picture(one, _patch_size(subject))[0].double().numpy() for one in made)
+    change = (after - before).sum(axis=0)
     # Pixel i covers i to i + 1.
     return (
         np.array([(change.sum(axis=1 - axis) * (np.arange(change.shape[axis]) + 0.5)).sum() for axis in (0, 1)])
@@ -93,13 +91,19 @@ def _visual_tokens(subject: Subject, pixels: np.ndarray) -> Tensor:
     _, tower, _ = image_encoder(model)
     size = _patch_size(subject)
     embeddings = [
-        one for one in tower.modules() if isinstance(one, nn.Conv2d) and one.kernel_size == one.stride == (size, size)
+        one
+        for one in tower.embeddings.modules()
+        if (isinstance(one, nn.Conv2d) and one.kernel_size == one.stride == (size, size))
+        or (isinstance(one, nn.Linear) and one.in_features % (size * size) == 0)
     ]
     if len(embeddings) != 1:
         raise CaptureError(f"{len(embeddings)} patch embeddings were found in {type(tower).__name__}; expected one.")
-    inputs = image_processor_of(subject.processor)(images=pixels, return_tensors="pt")["pixel_values"]
+    inputs = encoder_inputs(subject.processor, pixels, model)
     with torch.inference_mode():
-        return embeddings[0](inputs.to(model.device, model.dtype))[0].flatten(1).T.float()
+        found: Tensor = embeddings[0](inputs["pixel_values"])[0].float()
+    if "spatial_shapes" in inputs:
+        return found[: int(inputs["spatial_shapes"][0].prod())]
+    return found.flatten(1).T
 
 
 def _patch_size(subject: Subject) -> int:

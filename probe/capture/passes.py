@@ -61,6 +61,10 @@ def inputs_with_answer(
     mask = inputs.get("attention_mask")
     if mask is not None:
         inputs["attention_mask"] = torch.cat([mask, torch.ones_like(tail, dtype=mask.dtype)], dim=1)
+    # What follows the prompt looks at the pictures as its last token does.
+    tiles = inputs.get("cross_attention_mask")
+    if tiles is not None:
+        inputs["cross_attention_mask"] = torch.cat([tiles, tiles[:, -1:].expand(-1, len(ids), -1, -1)], dim=1)
     for name, kind in (("token_type_ids", subject.family.answer_type), ("mm_token_type_ids", 0)):
         types = inputs.get(name)
         if types is not None:

@@ -17,13 +17,26 @@ from torch import Tensor
 from probe.errors import CaptureError, InputError
 from probe.families import Family
 
-__all__ = ["IMAGE_INPUTS", "Part", "Unit", "allocate", "cell_side", "image_token_id", "patch_size", "units_of"]
+__all__ = [
+    "IMAGE_INPUTS",
+    "Part",
+    "Unit",
+    "allocate",
+    "cell_side",
+    "image_token_id",
+    "patch_size",
+    "stitched",
+    "tile_keys",
+    "units_of",
+]
 
 #: What image processors make, besides token ids: everything that a unit is cut from.
 IMAGE_INPUTS = (
     "pixel_values",
     "image_sizes",
     "image_grid_thw",
+    "aspect_ratio_ids",
+    "aspect_ratio_mask",
     "pixel_attention_mask",
     "batch_num_images",
     "vision_aspect_ratio",
@@ -63,6 +76,7 @@ class Unit:
     pixels : what the processor made of it.
     size : (height, width) of the original image, where the processor says it.
     alone : False for an image that was not tiled because it stands among others.
+    apart : True if its tokens are keys of their own, and one placeholder in the sequence stands for all of them.
     """
 
     count: int
@@ -70,6 +84,12 @@ class Unit:
     pixels: Tensor
     size: tuple[int, int] | None = None
     alone: bool = True
+    apart: bool = False
+
+    @property
+    def placeholders(self) -> int:
+        """How many tokens of the sequence stand for it."""
+        return 1 if self.apart else self.count
 
     @property
     def words(self) -> str:
@@ -94,7 +114,13 @@ def units_of(model: Any, family: Family, inputs: dict[str, Any]) -> list[Unit]:
         raise InputError("No image was given to the model (pixel_values is missing): there are no patches to record.")
     if inputs.get("pixel_values_videos") is not None:
         raise CaptureError("Frames of a video were given (pixel_values_videos); only images can be recorded.")
-    makers = {"placeholder": _images, "grid_thw": _dynamic, "anyres": _anyres, "tiles": _tiles}
+    makers = {
+        "placeholder": _images,
+        "grid_thw": _dynamic,
+        "anyres": _anyres,
+        "tiles": _tiles,
+        "cross-attention": _canvases,
+    }
     if family.image_tokens not in makers:
         raise CaptureError(f"Images of family {family.name!r} do not reach the sequence of text tokens.")
     return makers[family.image_tokens](model, family, inputs)
@@ -111,15 +137,16 @@ def allocate(units: Sequence[Unit], counts: Sequence[int]) -> list[list[Unit]]:
     left, found = list(units), []
     for number, count in enumerate(counts):
         own: list[Unit] = []
-        while left and sum(one.count for one in own) < count:
+        while left and sum(one.placeholders for one in own) < count:
             own.append(left.pop(0))
         last = number == len(counts) - 1
-        if sum(one.count for one in own) != count or (last and left):
+        if sum(one.placeholders for one in own) != count or (last and left):
             shown = own + (left if last else [])
             where = "The prompt" if len(counts) == 1 else f"Sequence {number}"
             raise InputError(
                 f"{where} has {count} image tokens in the sequence but {len(shown)} picture(s) of "
-                f"{', '.join(one.words for one in shown) or 'no patches'}; the prompt must hold one placeholder for each patch."
+                f"{', '.join(one.words for one in shown) or 'no patches'}; the prompt must hold one placeholder for each "
+                f"{'picture' if any(one.apart for one in shown) else 'patch'}."
             )
         found.append(own)
     return found
@@ -290,3 +317,57 @@ def _put_together(
     places = tuple(first + row * (shape[1] + 1) + col for row in range(shape[0]) for col in range(shape[1]))
     tiles = (height // side) * (width // side)
     return Part("image", (height, width), shape, cell, (start[0] * patch, start[1] * patch), places), tiles
+
+
+def tile_keys(model: Any) -> int:
+    """How many keys of cross-attention one tile has: its class token, and its patches behind it.
+
+    Raises
+    ------
+    CaptureError
+        If patches do not fill the tile, so that those of tiles side by side make no even grid.
+    """
+    side, patch = int(model.config.vision_config.image_size), patch_size(model)
+    if side % patch:
+        raise CaptureError(f"Tiles of {side} pixels are not whole in patches of {patch}, so they make no even grid.")
+    return (side // patch) ** 2 + 1
+
+
+def stitched(rows: int, cols: int, tile: tuple[int, int], *, step: int, first: int = 0) -> tuple[int, ...]:
+    """Which token each cell of the grid is that rows x cols tiles make together, row by row of the whole.
+
+    Parameters
+    ----------
+    tile : (rows, cols) of cells in one tile.
+    step : tokens of one tile, the tiles following each other row by row.
+    first : tokens of a tile that come before its cells.
+    """
+    height, width = tile
+    return tuple(
+        ((row // height) * cols + col // width) * step + first + (row % height) * width + col % width
+        for row in range(height * rows)
+        for col in range(width * cols)
+    )
+
+
+def _canvases(model: Any, family: Family, inputs: dict[str, Any]) -> list[Unit]:
+    """Every image is a unit: tiles that make one canvas, each with a class token in front."""
+    pixels, shapes = inputs["pixel_values"], inputs.get("aspect_ratio_ids")
+    if not isinstance(pixels, Tensor) or pixels.ndim != 6 or shapes is None:
+        raise CaptureError(
+            "pixel_values must be (sequence, image, tile, channel, height, width), and aspect_ratio_ids must come with it; give "
+            "what the processor made."
+        )
+    vision, step, patch = model.config.vision_config, tile_keys(model), patch_size(model)
+    side = int(vision.image_size)
+    cells, units = side // patch, []
+    for image, number in zip(pixels.flatten(0, 1), shapes.flatten().tolist(), strict=True):
+        if not number:  # a sequence with fewer images than another
+            continue
+        # (rows, cols) of tiles, counted from 1.
+        rows, cols = vision.supported_aspect_ratios[int(number) - 1]
+        frame, shape = (rows * side, cols * side), (rows * cells, cols * cells)
+        places = stitched(rows, cols, (cells, cells), step=step, first=1)
+        part = Part("image", frame, shape, (float(patch), float(patch)), places=places)
+        units.append(Unit(rows * cols * step, (part,), image[: rows * cols], apart=True))
+    return units

@@ -18,6 +18,7 @@ Place = Literal["cross-attention", "self-attention", "image to text", "text to i
 _OPTIONS = {
     "language model": ("queries", "query_row"),
     "image encoder": ("queries",),
+    "q-former": (),
     "cross-attention": ("timesteps", "guidance"),
     "self-attention": ("timesteps", "guidance", "patches"),
     "image to text": ("timesteps", "guidance"),
@@ -41,10 +42,11 @@ def choose_place(model: Any, family: Family, place: str | None, options: Iterabl
             f"place={place!r} is not in a model of family {family.name!r}, which has {', '.join(map(repr, places))}."
             f"{did_you_mean(str(place), places)}"
         )
+    known = ", ".join(_OPTIONS[chosen]) or "nothing"
     for name in options:
         if name not in _OPTIONS[chosen]:
             raise InputError(
-                f"{name}= is no option of place {chosen!r}, which takes {', '.join(_OPTIONS[chosen])} besides layers, heads, "
+                f"{name}= is no option of place {chosen!r}, which takes {known} besides layers, heads, "
                 f"offload and verify.{did_you_mean(name, _OPTIONS[chosen])}"
             )
     return chosen
@@ -55,6 +57,8 @@ def places_of(model: Any, family: Family) -> tuple[str, ...]:
     unet = ("cross-attention", "self-attention")
     if family.kind == "diffusion":
         return unet if family.text_first is None else ("image to text", "text to image", "image to image")
+    if family.kind == "q-former":
+        return ("q-former", "image encoder")
     if family.kind == "image encoder":
         return ("image encoder",)
     inside = any(matches(one, ("UNet2DConditionModel",)) for one in model.modules())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from probe.attention import AttentionRecord
 from probe.capture.assemble import assemble
+from probe.capture.cross_attention import dropped_keys, sequence_of
 from probe.capture.hooks import require_uncompiled, watch_forward, watch_generate
 from probe.capture.modules import attention_modules
 from probe.capture.pending import keeps_keys
@@ -18,9 +19,9 @@ from probe.capture.pictures import IMAGE_INPUTS, allocate, image_token_id, units
 from probe.capture.places import choose_place
 from probe.capture.recordings import Recording
 from probe.capture.reduce import answer_tokens
-from probe.capture.sequence import Sequence, end_tokens, prompts_of, require_followed, require_same_cache
+from probe.capture.sequence import end_tokens, prompts_of, require_followed, require_same_cache
 from probe.capture.taps import AttentionCall, edits_of, watch_registry
-from probe.capture.tracks import Track, dropped_positions
+from probe.capture.tracks import Track
 from probe.errors import CaptureError, InputError
 from probe.families import family_of
 from probe.layout import Indices, Layout, resolve_indices
@@ -60,9 +61,10 @@ def record(
     ----------
     model, processor : a live transformers model and its processor, a live diffusion pipeline, or one ``Subject``.
     place : whose attention is read. "language model": text tokens to image patches. "image encoder": CLIP's class token, or the
-        query with which SigLIP pools, to the patches. "cross-attention": patches of a diffusion U-Net to the words, or in a DiffLMM
-        to its implicit caption. "self-attention": patches of a U-Net to each other. "image to text", "text to image", "image to
-        image": in joint attention, see ``DiffusionRecorder``. By default the first that the model has.
+        query with which SigLIP pools, to the patches. "q-former": learned queries to the patches. "cross-attention": patches of a
+        diffusion U-Net to the words, or in a DiffLMM to its implicit caption. "self-attention": patches of a U-Net to each other.
+        "image to text", "text to image", "image to image": in joint attention, see ``DiffusionRecorder``. By default the first that
+        the model has.
     layers, heads : which to record, by number; all by default. Layers of a U-Net also by the beginning of their names.
     offload : True moves every row to host memory at once.
     verify : how many rows must rebuild the kernel's own output: a "sample" in every layer and head, "all", or "off".
@@ -102,6 +104,10 @@ def record(
         from probe.capture.encoders import EncoderRecorder
 
         return EncoderRecorder(model, processor, **options)
+    if chosen == "q-former":
+        from probe.capture.qformer import QFormerRecorder
+
+        return QFormerRecorder(model, processor, **options)
     from probe.capture.captions import CaptionConditioning
     from probe.capture.diffusion import DiffusionRecorder
 
@@ -140,8 +146,9 @@ class Recorder(Recording):
         self.offload, self.verify = offload, verify
         self.query_row: Literal["predicting", "own"] = query_row or ("own" if queries == "prompt" else "predicting")
         found = attention_modules(model, self.family)
+        what = "cross-attention layer" if self.family.image_tokens == "cross-attention" else "layer"
         self.layers = {
-            module: name for name, module in (found[i] for i in resolve_indices(layers, len(found), what="layer"))
+            module: name for name, module in (found[i] for i in resolve_indices(layers, len(found), what=what))
         }
         count = model.config.get_text_config().num_attention_heads
         self.heads = resolve_indices(heads, count, what="head")
@@ -311,8 +318,8 @@ class Recorder(Recording):
                 f"{self.layers[module]} saw {call.query.shape[0]} sequences where {len(self.tracks)} were fed: they were packed "
                 "into one, or split, so rows cannot be matched to tokens."
             )
-        shift = dropped_positions(
-            self.layers[module], module, call, self._cache, fed=self._length, total=len(self.tracks[0].sequence.ids)
+        shift = dropped_keys(
+            self.layers[module], module, call, self._cache, fed=self._length, sequence=self.tracks[0].sequence
         )
         self.kernel, self.dtype = call.kernel, call.query.dtype
         checked = self.verify
@@ -337,14 +344,16 @@ class Recorder(Recording):
         rows = mask.tolist() if isinstance(mask, Tensor) and mask.ndim == 2 else None
         token = image_token_id(self.model)
         # generate may encode the picture itself and pass on the result, so it is read where the user gave it.
-        given = {name: _detached(kwargs.get(name)) for name in (*IMAGE_INPUTS, "pixel_values_videos")}
+        given = {
+            name: _detached(kwargs.get(name)) for name in (*IMAGE_INPUTS, "pixel_values_videos", "cross_attention_mask")
+        }
         found = units_of(self.model, self.family, given)
         for own, (number, prompt) in zip(
             allocate(found, [one.count(token) for one in prompts]), enumerate(prompts), strict=True
         ):
             attends = None if rows is None else [int(one) for one in rows[number][: len(prompt)]]
             for _ in range(each):
-                sequence = Sequence(prompt, token, attends, own)
+                sequence = sequence_of(prompt, token, attends, own, model=self.model, family=self.family, given=given)
                 track = Track(sequence, self.layers, self.heads, offload=self.offload, verify=self.verify)
                 self.tracks.append(track)
 

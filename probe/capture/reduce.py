@@ -164,7 +164,7 @@ class RowStore:
         (places,) = _columns_on(self.layout, weights.device)
         if isinstance(places, slice):  # only text is left to be told apart
             behind = table[places.stop : weights.shape[-1]]
-            rest = weights[..., :before] @ table[:before]
+            rest = weights[..., :before] @ table[: min(before, weights.shape[-1])]
             rest += weights[..., places.stop : places.stop + len(behind)] @ behind
         else:
             rest = weights[..., :after] @ table[: weights.shape[-1]]  # a prompt fed in chunks has fewer keys at first

@@ -38,6 +38,21 @@ class Sequence:
         """Where the image tokens stand in the prompt."""
         return [i for i, one in enumerate(self.prompt) if one == self.image_token]
 
+    @property
+    def image_keys(self) -> list[int]:
+        """Where the image tokens stand among the keys: here, where they stand in the prompt."""
+        return self.positions
+
+    def text_positions(self, *, lag: int) -> tuple[int, ...]:
+        """Positions of the prompt's text tokens that are read ``lag`` positions before, which must be a real token too."""
+        # The first real token follows nothing, or padding, which predict nothing.
+        hidden = {i for i, one in enumerate(self.attends or ()) if not one}
+        return tuple(
+            i
+            for i, one in enumerate(self.prompt)
+            if one != self.image_token and i not in hidden and i >= lag and i - lag not in hidden
+        )
+
     def feed(self, ids: list[int], *, past: int) -> None:
         """Take the ids of one forward pass that continues after ``past`` cached positions.
 

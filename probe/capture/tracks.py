@@ -68,14 +68,7 @@ class Track:
         if queries != "prompt":
             self.plan = Queries("answer", query_row, start, keep=keep, count=count)
             return
-        image, padding = self.sequence.image_token, set(layout.padding)
-        # The first real token follows nothing, or padding, which predict nothing.
-        lag = 1 if query_row == "predicting" else 0
-        prompt = tuple(
-            i
-            for i, one in enumerate(self.sequence.prompt)
-            if one != image and i not in padding and i >= lag and i - lag not in padding
-        )
+        prompt = self.sequence.text_positions(lag=1 if query_row == "predicting" else 0)
         self.plan = Queries("prompt", query_row, start, prompt)
 
     def end(self, ends: frozenset[int]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from probe.capture.cross_attention import projected_tokens
 from probe.capture.modules import attention_modules
 from probe.capture.passes import inputs_for
 from probe.capture.pictures import IMAGE_INPUTS, units_of
@@ -44,7 +45,10 @@ def paint_views(subject: Subject, picture: Any) -> Answer:
     inverted = np.where(pixels < 128, 128, 0).astype(np.uint8)
     other = inverted + generator.integers(0, 128, pixels.shape, dtype=np.uint8)
     furthest = (visual_tokens(subject, other) - plain).norm(dim=-1)
-    inside = [position for view in views for position in view.positions]
+    # Where a picture does not fill its tiles, what lies wholly in the padding shows nothing of it.
+    inside = [
+        place for view in views for place, w in zip(view.positions, view.grid.weight.flat, strict=True) if w > 0.01
+    ]
     if not bool((furthest[inside] > 0).all()):
         raise CaptureError(
             "Some image tokens do not depend on the image at all, so nothing can be seen by painting it."
@@ -61,7 +65,7 @@ def paint_views(subject: Subject, picture: Any) -> Answer:
             top, left, bottom, right = np.round(view.grid.boxes[row, col]).astype(int)
             painted = pixels.copy()
             painted[top:bottom, left:right] = other[top:bottom, left:right]
-            moved = (visual_tokens(subject, painted) - plain).norm(dim=-1) / furthest
+            moved = ((visual_tokens(subject, painted) - plain).norm(dim=-1) / furthest).nan_to_num(0.0)
             found = divmod(int(moved[list(view.positions)].argmax()), view.grid.shape[1])
             count += 1
             if max(abs(found[0] - row), abs(found[1] - col)) > reach:
@@ -77,8 +81,12 @@ def visual_tokens(subject: Subject, picture: Any) -> Tensor:
     model = subject.model
     shown = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     inputs, _ = inputs_for(subject, shown, "Describe the image.")
+    if subject.family.image_tokens == "cross-attention":
+        with torch.inference_mode(), _deaf(subject):
+            return projected_tokens(model, inputs).float()
     taken = inspect.signature(model.get_image_features).parameters
-    given = {name: inputs[name] for name in IMAGE_INPUTS if name in inputs and name in taken}
+    # A LLaVA hands the sizes on to its vision tower without naming them.
+    given = {name: inputs[name] for name in IMAGE_INPUTS if name in inputs and name in (*taken, "image_sizes")}
     with torch.inference_mode(), _deaf(subject):
         found = model.get_image_features(**given)
     found = getattr(found, "pooler_output", found)

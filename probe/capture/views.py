@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from probe.capture.geometry import SAME_PIXELS, Preparation, preparation_of
-from probe.capture.pictures import Part, Unit, cell_side, units_of
+from probe.capture.pictures import Part, Unit, cell_side, stitched, units_of
 from probe.errors import CaptureError, InputError
 from probe.families import Family, matches
 from probe.images import image_size as size_of
@@ -197,6 +197,8 @@ def _prepare(part: Part, size: tuple[int, int] | None, images: Any, unit: Unit) 
         )
     if tiled:
         _require_whole_tiles(images, unit.pixels.shape[-2:])
+    if hasattr(images, "max_image_tiles"):
+        return _fitted(part.frame, size, images)
     if not tiled or part.kind == "thumbnail":
         return _squash(part.frame, size)
     if not unit.alone:
@@ -206,6 +208,17 @@ def _prepare(part: Part, size: tuple[int, int] | None, images: Any, unit: Unit) 
         steps = f"pad to {side} x {side}, resize to {part.frame[0]} x {part.frame[1]}"
         return Preparation(steps, size, part.frame, (scale, scale), (offset[0], offset[1]))
     return _padded_into(part.frame, size)
+
+
+def _fitted(frame: tuple[int, int], size: tuple[int, int], images: Any) -> Preparation:
+    """Resized until it fits into a canvas of tiles, and padded at the bottom and on the right."""
+    fit = getattr(sys.modules[type(images).__module__], "get_image_size_fit_to_canvas", None)
+    if fit is None:
+        raise CaptureError(f"How {type(images).__name__} fits a picture into its tiles is not known.")
+    side = int(images.size["height"] if isinstance(images.size, dict) else images.size.height)
+    height, width = (int(one) for one in fit(*size, *frame, side))
+    steps = f"resize to {height} x {width}, pad to {frame[0]} x {frame[1]} at the bottom and right, in tiles"
+    return Preparation(steps, size, frame, (height / size[0], width / size[1]), (0.0, 0.0))
 
 
 def _require_whole_tiles(images: Any, tile: Sequence[int]) -> None:
@@ -249,11 +262,7 @@ def _arranged(own: Sequence[Unit], size: tuple[int, int], images: Any, outputs: 
         )
     height, width = tile.shape
     frame, shape = (tile.frame[0] * rows, tile.frame[1] * cols), (height * rows, width * cols)
-    places = tuple(
-        ((row // height) * cols + col // width) * count + (row % height) * width + col % width
-        for row in range(shape[0])
-        for col in range(shape[1])
-    )
+    places = stitched(rows, cols, tile.shape, step=count)
     whole = (Part("image", frame, shape, tile.cell, places=places), _squash(frame, size))
     if len(own) == rows * cols:
         return [whole]

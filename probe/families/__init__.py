@@ -7,6 +7,7 @@ from typing import Any
 
 from probe.errors import ModelError, did_you_mean
 from probe.families.base import Family
+from probe.families.blip_2 import BLIP_2, BLIP_2_VISION, INSTRUCTBLIP
 from probe.families.clip import CLIP
 from probe.families.difflmm import DIFFLMM
 from probe.families.dinov2 import DINOV2
@@ -19,10 +20,13 @@ from probe.families.llava import LLAVA
 from probe.families.llava_next import LLAVA_NEXT
 from probe.families.llava_onevision import LLAVA_ONEVISION
 from probe.families.mistral3 import MISTRAL3
+from probe.families.mllama import MLLAMA
 from probe.families.paligemma import PALIGEMMA
 from probe.families.pixart import PIXART
+from probe.families.pixtral import PIXTRAL
 from probe.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from probe.families.siglip import SIGLIP
+from probe.families.siglip_2 import SIGLIP_2
 from probe.families.stable_diffusion import STABLE_DIFFUSION
 from probe.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from probe.families.vit import VIT
@@ -42,9 +46,15 @@ FAMILIES: tuple[Family, ...] = (
     IDEFICS3,
     SMOLVLM,
     MISTRAL3,
+    PIXTRAL,
+    MLLAMA,
     DIFFLMM,
+    BLIP_2,
+    INSTRUCTBLIP,
+    BLIP_2_VISION,
     CLIP,
     SIGLIP,
+    SIGLIP_2,
     DINOV2,
     DINOV3,
     VIT,
@@ -55,12 +65,8 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-#: ``model_type`` of what is refused for a reason of its own.
-_REFUSED = {
-    "mllama": "its text reads the picture through cross-attention layers of its own, whose keys are not in the sequence",
-    "blip-2": "its language model sees query tokens that have no patch grid; the patches are read by the Q-Former alone",
-    "instructblip": "its language model sees query tokens that have no patch grid; the patches are read by the Q-Former alone",
-}
+# Those of a vision tower alone come before others of the same class.
+_NARROW_FIRST = sorted(FAMILIES, key=lambda family: not family.vision_types)
 
 
 def matches(thing: Any, patterns: tuple[str, ...]) -> bool:
@@ -81,13 +87,19 @@ def family_of(model: Any) -> Family:
     model_type = getattr(config, "model_type", "")
     # From the class itself to those it inherits from: a model built on another family's is of its own.
     for kind in type(model).__mro__:
-        for family in FAMILIES:
-            if any(fnmatchcase(kind.__name__, pattern) for pattern in family.models):
+        for family in _NARROW_FIRST:
+            if any(fnmatchcase(kind.__name__, pattern) for pattern in family.models) and _sees_like(config, family):
                 return family
-    for family in FAMILIES:
-        if model is config and model_type in family.model_types:
+    for family in _NARROW_FIRST:
+        if model is config and model_type in family.model_types and _sees_like(config, family):
             return family
     raise ModelError(_unknown(type(model).__name__, model_type, config))
+
+
+def _sees_like(config: Any, family: Family) -> bool:
+    """True if the vision tower is one of the family's, where that tells it from others of the same class."""
+    found = getattr(getattr(config, "vision_config", None), "model_type", None)
+    return not family.vision_types or found in family.vision_types
 
 
 def _unknown(name: str, model_type: Any, config: Any) -> str:
@@ -98,8 +110,6 @@ def _unknown(name: str, model_type: Any, config: Any) -> str:
             f"{name} (model_type {model_type!r}) is not a vision-language model: its configuration has no vision part, and it is "
             f"no image encoder or diffusion pipeline that is known. Families that can be recorded: {known}."
         )
-    if model_type in _REFUSED:
-        return f"{name} (model_type {model_type!r}) cannot be recorded yet: {_REFUSED[model_type]}. Known families: {known}."
     types = [one for family in FAMILIES for one in family.model_types]
     return (
         f"{name} (model_type {model_type!r}) is of a family that cannot be recorded yet; known families: {known}."

@@ -107,6 +107,8 @@ def _label(record: AttentionRecord, reading: Reading) -> str:
         return f"contribution to the similarity with the text{minus.replace('tokens', 'texts')}; {NO_TEXT}"
     if record.query_kind in ("class token", "pooling query"):
         return f"{record.quantity} of the {record.query_kind}, the same whatever the text; {NO_TEXT}"
+    if record.query_kind == "query token":
+        return f"{record.quantity} of learned queries{minus.replace('tokens', 'queries')}, which stand for no word"
     # Squares of the quantity, on a scale of their own.
     spread = [one for one in record.history if one.startswith("variance over")]
     return (

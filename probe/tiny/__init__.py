@@ -34,6 +34,12 @@ def _siglip() -> Subject:
     return tiny_siglip()
 
 
+def _siglip2() -> Subject:
+    from probe.tiny.encoders import tiny_siglip2
+
+    return tiny_siglip2()
+
+
 def _difflmm() -> Subject:
     from probe.models import load_model
     from probe.tiny.difflmm import tiny_difflmm
@@ -57,13 +63,24 @@ def _stable_diffusion() -> Subject:
     return load_model(tiny_sd())
 
 
+def _blip_2(name: str) -> Callable[[], Subject]:
+    def make() -> Subject:
+        from probe.tiny import blip_2
+
+        subject: Subject = getattr(blip_2, f"tiny_{name}")()
+        return subject
+
+    return make
+
+
 def _tiled(name: str) -> Callable[[], Subject]:
-    """What makes the tiny model of a family that has its function in ``vision_language``."""
+    """What makes the tiny model of a family that has its function in ``vision_language`` or ``canvases``."""
 
     def make() -> Subject:
-        from probe.tiny import vision_language
+        from probe.tiny import canvases, vision_language
 
-        subject: Subject = getattr(vision_language, f"tiny_{name}")()
+        module = canvases if f"tiny_{name}" in canvases.__all__ else vision_language
+        subject: Subject = getattr(module, f"tiny_{name}")()
         return subject
 
     return make
@@ -104,9 +121,15 @@ TINY: dict[str, Callable[[], Subject]] = {
     "idefics3": _tiled("idefics3"),
     "smolvlm": _tiled("smolvlm"),
     "mistral3": _tiled("mistral3"),
+    "pixtral": _tiled("pixtral"),
+    "mllama": _tiled("mllama"),
     "difflmm": _difflmm,
+    "blip_2": _blip_2("blip_2"),
+    "instructblip": _blip_2("instructblip"),
+    "blip_2_vision": _blip_2("blip_2_vision"),
     "clip": _clip,
     "siglip": _siglip,
+    "siglip2": _siglip2,
     "dinov2": _dino("dinov2_with_registers"),
     "dinov3": _dino("dinov3_vit"),
     "vit": _dino("vit"),

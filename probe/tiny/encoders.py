@@ -11,7 +11,7 @@ from probe.models import Subject
 from probe.tiny.language_models import tiny_processor
 from probe.tiny.words import framing_tokenizer
 
-__all__ = ["tiny_clip", "tiny_dino", "tiny_siglip"]
+__all__ = ["random_model", "tiny_clip", "tiny_dino", "tiny_siglip", "tiny_siglip2"]
 
 
 def tiny_clip(
@@ -28,7 +28,7 @@ def tiny_clip(
     processor = tiny_processor(preparation=preparation, size=size)
     vision, text = _encoder_parts(framing_tokenizer(), size)
     config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=20)
-    model = _random(CLIPModel, config, attention=attention, seed=seed).to(dtype)
+    model = random_model(CLIPModel, config, attention=attention, seed=seed).to(dtype)
     pair = CLIPProcessor(image_processor=processor.image_processor, tokenizer=framing_tokenizer())
     return Subject(model, pair, family_of(model), "tiny clip")
 
@@ -42,9 +42,27 @@ def tiny_siglip(
 
     images = SiglipImageProcessorPil(size={"height": size, "width": size})
     vision, text = _encoder_parts(framing_tokenizer(), size)
-    model = _random(SiglipModel, SiglipConfig(vision_config=vision, text_config=text), attention=attention, seed=seed)
+    model = random_model(
+        SiglipModel, SiglipConfig(vision_config=vision, text_config=text), attention=attention, seed=seed
+    )
     pair = SiglipProcessor(image_processor=images, tokenizer=framing_tokenizer())
     return Subject(model.to(dtype), pair, family_of(model), "tiny siglip")
+
+
+def tiny_siglip2(
+    *, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0, most: int = 24
+) -> Subject:
+    """A random SigLIP 2 of the same size, for pictures of any shape in at most ``most`` patches of 8 x 8 pixels."""
+    from transformers import Siglip2Config, Siglip2Model, Siglip2Processor
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    images = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=most)
+    vision, text = _encoder_parts(framing_tokenizer(), 32)
+    del vision["image_size"]
+    config = Siglip2Config(vision_config=vision | {"num_patches": 16}, text_config=text)
+    model = random_model(Siglip2Model, config, attention=attention, seed=seed)
+    pair = Siglip2Processor(image_processor=images, tokenizer=framing_tokenizer())
+    return Subject(model.to(dtype), pair, family_of(model), "tiny siglip2")
 
 
 def tiny_dino(
@@ -83,7 +101,7 @@ def tiny_dino(
     if kind != "dinov2" and kind != "vit":
         options["num_register_tokens"] = 3
     config = getattr(transformers, f"{names[kind]}Config")(**options, patch_size=8, intermediate_size=48, mlp_ratio=2)
-    model = _random(getattr(transformers, f"{names[kind]}Model"), config, attention=attention, seed=seed)
+    model = random_model(getattr(transformers, f"{names[kind]}Model"), config, attention=attention, seed=seed)
     return Subject(model.to(dtype), images, family_of(model), f"tiny {kind}")
 
 
@@ -96,7 +114,7 @@ def _encoder_parts(tokenizer: Any, size: int) -> tuple[dict[str, Any], dict[str,
     return vision, {**text, **{name: getattr(tokenizer, name) for name in names}}
 
 
-def _random(kind: Any, config: Any, *, attention: str, seed: int) -> Any:
+def random_model(kind: Any, config: Any, *, attention: str | None, seed: int) -> Any:
     """A model in which no weight is small, no bias zero and no gain one: what is left out of a sum shows."""
     torch.manual_seed(seed)
     model = kind._from_config(config, attn_implementation=attention).eval()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 
-from probe.families import family_of
 from probe.models import Subject
+from probe.tiny.parts import RANGE, marked_tokenizer, random_subject, text_part, vision_part
 from probe.tiny.processors import ExpandingProcessor
-from probe.tiny.words import CHAT_TEMPLATE, tiny_tokenizer
+from probe.tiny.words import CHAT_TEMPLATE
 
 __all__ = [
     "tiny_gemma3",
@@ -18,7 +17,6 @@ __all__ = [
     "tiny_internvl",
     "tiny_llava_next",
     "tiny_llava_onevision",
-    "tiny_mistral3",
     "tiny_paligemma",
     "tiny_qwen2_5_vl",
     "tiny_qwen2_vl",
@@ -26,62 +24,7 @@ __all__ = [
     "tiny_smolvlm",
 ]
 
-# At the usual range of 0.02 attention is uniform and swapped heads would pass unnoticed.
-_RANGE = 0.3
 _PINPOINTS = [[16, 32], [32, 16], [32, 32], [48, 16], [16, 48]]
-
-
-def _tokenizer(*marks: str, **named: str) -> Any:
-    """The tiny tokenizer with more special tokens, and some of them by name."""
-    tokenizer = copy.deepcopy(tiny_tokenizer())
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [*marks, *named.values()]}, replace_extra_special_tokens=False
-    )
-    for name, mark in named.items():
-        setattr(tokenizer, name, mark)
-        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(mark))
-    return tokenizer
-
-
-def _text(tokenizer: Any, **options: Any) -> dict[str, Any]:
-    """A language model of 3 layers x 4 heads over 2 key heads."""
-    return {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 2048,
-        "initializer_range": _RANGE,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    } | options
-
-
-def _vision(**options: Any) -> dict[str, Any]:
-    """A vision tower of 2 layers x 2 heads on 16 x 16 pixels in patches of 4."""
-    return {
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 4,
-        "initializer_range": _RANGE,
-    } | options
-
-
-def _subject(kind: Any, config: Any, processor: Any, *, seed: int = 0) -> Subject:
-    torch.manual_seed(seed)
-    model = kind._from_config(config, attn_implementation="sdpa").float().eval()
-    tokenizer = processor.tokenizer
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    family = family_of(model)
-    return Subject(model, processor, family, f"tiny {family.name}")
 
 
 def tiny_llava_next() -> Subject:
@@ -95,7 +38,7 @@ def tiny_llava_next() -> Subject:
     )
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-    tokenizer = _tokenizer()
+    tokenizer = marked_tokenizer()
     images = LlavaNextImageProcessorPil(
         size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_grid_pinpoints=_PINPOINTS
     )
@@ -108,14 +51,14 @@ def tiny_llava_next() -> Subject:
         chat_template=CHAT_TEMPLATE,
     )
     config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(**_vision()),
-        text_config=LlamaConfig(**_text(tokenizer)),
+        vision_config=CLIPVisionConfig(**vision_part()),
+        text_config=LlamaConfig(**text_part(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=_PINPOINTS,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    return _subject(LlavaNextForConditionalGeneration, config, processor)
+    return random_subject(LlavaNextForConditionalGeneration, config, processor)
 
 
 def tiny_llava_onevision(*, most: int = 2) -> Subject:
@@ -129,7 +72,7 @@ def tiny_llava_onevision(*, most: int = 2) -> Subject:
     )
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-    tokenizer = _tokenizer("<video>")
+    tokenizer = marked_tokenizer("<video>")
     images = LlavaOnevisionImageProcessorPil(size={"height": 16, "width": 16}, image_grid_pinpoints=_PINPOINTS)
     limit = f"anyres_max_{most}"
     # The library's own processor counts the tokens; it cannot be made without a video processor, which needs torchvision.
@@ -138,8 +81,8 @@ def tiny_llava_onevision(*, most: int = 2) -> Subject:
     counting.vision_feature_select_strategy = "full"
     processor = ExpandingProcessor(images, tokenizer, counting.replace_image_token)
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**_vision(vision_use_head=False)),
-        text_config=Qwen2Config(**_text(tokenizer)),
+        vision_config=SiglipVisionConfig(**vision_part(vision_use_head=False)),
+        text_config=Qwen2Config(**text_part(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=_PINPOINTS,
@@ -147,7 +90,7 @@ def tiny_llava_onevision(*, most: int = 2) -> Subject:
         vision_feature_select_strategy="full",
         vision_aspect_ratio=limit,
     )
-    return _subject(LlavaOnevisionForConditionalGeneration, config, processor)
+    return random_subject(LlavaOnevisionForConditionalGeneration, config, processor)
 
 
 def tiny_qwen2_vl() -> Subject:
@@ -192,7 +135,7 @@ def tiny_qwen3_vl() -> Subject:
 def _qwen(config_class: Any, kind: Any, vision: dict[str, Any], *, rope: dict[str, Any]) -> Subject:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    tokenizer = _tokenizer("<|vision_start|>", "<|vision_end|>", "<video>")
+    tokenizer = marked_tokenizer("<|vision_start|>", "<|vision_end|>", "<video>")
     ids = {
         mark: tokenizer.convert_tokens_to_ids(mark)
         for mark in ("<|vision_start|>", "<|vision_end|>", "<video>", "<image>")
@@ -210,9 +153,9 @@ def _qwen(config_class: Any, kind: Any, vision: dict[str, Any], *, rope: dict[st
         "patch_size": 4,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
-        "initializer_range": _RANGE,
+        "initializer_range": RANGE,
     }
-    text = _text(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 10000.0, **rope})
+    text = text_part(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 10000.0, **rope})
     config = config_class(
         text_config=text,
         vision_config=common | vision,
@@ -221,7 +164,7 @@ def _qwen(config_class: Any, kind: Any, vision: dict[str, Any], *, rope: dict[st
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
-    return _subject(kind, config, ExpandingProcessor(images, tokenizer, expand, typed=True))
+    return random_subject(kind, config, ExpandingProcessor(images, tokenizer, expand, typed=True))
 
 
 def tiny_internvl() -> Subject:
@@ -229,16 +172,16 @@ def tiny_internvl() -> Subject:
     from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-    tokenizer = _tokenizer("<img>", "</img>")
+    tokenizer = marked_tokenizer("<img>", "</img>")
     images = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, min_patches=1, max_patches=6)
 
     def expand(made: Any, number: int) -> str:
         return "<img>" + "<image>" * 16 * int(made["num_patches"][number]) + "</img>"
 
-    vision = _vision(image_size=[16, 16], patch_size=[2, 2], hidden_act="gelu")
+    vision = vision_part(image_size=[16, 16], patch_size=[2, 2], hidden_act="gelu")
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(**vision),
-        text_config=Qwen2Config(**_text(tokenizer)),
+        text_config=Qwen2Config(**text_part(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=16,
         downsample_ratio=0.5,
@@ -246,7 +189,7 @@ def tiny_internvl() -> Subject:
     processor = ExpandingProcessor(
         images, tokenizer, expand, unused=("num_patches",), options={"crop_to_patches": True}
     )
-    return _subject(InternVLForConditionalGeneration, config, processor)
+    return random_subject(InternVLForConditionalGeneration, config, processor)
 
 
 def tiny_paligemma() -> Subject:
@@ -260,19 +203,19 @@ def tiny_paligemma() -> Subject:
     )
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    tokenizer = _tokenizer()
+    tokenizer = marked_tokenizer()
     images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     images.image_seq_length = 16
     processor = PaliGemmaProcessor(images, tokenizer)
     config = PaliGemmaConfig(
         vision_config=SiglipVisionConfig(
-            **_vision(image_size=32, patch_size=8, vision_use_head=False, projection_dim=32)
+            **vision_part(image_size=32, patch_size=8, vision_use_head=False, projection_dim=32)
         ),
-        text_config=GemmaConfig(**_text(tokenizer)),
+        text_config=GemmaConfig(**text_part(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=32,
     )
-    return _subject(PaliGemmaForConditionalGeneration, config, processor)
+    return random_subject(PaliGemmaForConditionalGeneration, config, processor)
 
 
 def tiny_gemma3() -> Subject:
@@ -286,24 +229,24 @@ def tiny_gemma3() -> Subject:
     )
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-    tokenizer = _tokenizer(boi_token="<start_of_image>", eoi_token="<end_of_image>")
+    tokenizer = marked_tokenizer(boi_token="<start_of_image>", eoi_token="<end_of_image>")
     tokenizer.image_token, tokenizer.image_token_id = "<image>", tokenizer.convert_tokens_to_ids("<image>")
     images = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
     template = CHAT_TEMPLATE.replace("<image>", "<start_of_image>")
     processor = Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=16)
     kinds = ["sliding_attention", "sliding_attention", "full_attention"]
-    text = _text(tokenizer, sliding_window=24, layer_types=kinds, query_pre_attn_scalar=8)
+    text = text_part(tokenizer, sliding_window=24, layer_types=kinds, query_pre_attn_scalar=8)
     config = Gemma3Config(
-        vision_config=SiglipVisionConfig(**_vision(image_size=32, vision_use_head=False)),
+        vision_config=SiglipVisionConfig(**vision_part(image_size=32, vision_use_head=False)),
         text_config=Gemma3TextConfig(**text),
         mm_tokens_per_image=16,
         image_token_id=tokenizer.image_token_id,
         boi_token_id=tokenizer.boi_token_id,
         eoi_token_id=tokenizer.eoi_token_id,
     )
-    subject = _subject(Gemma3ForConditionalGeneration, config, processor)
+    subject = random_subject(Gemma3ForConditionalGeneration, config, processor)
     # The library begins with a projection of zeros, for which all pictures are the same.
-    torch.nn.init.normal_(subject.model.model.multi_modal_projector.mm_input_projection_weight, std=_RANGE)
+    torch.nn.init.normal_(subject.model.model.multi_modal_projector.mm_input_projection_weight, std=RANGE)
     return subject
 
 
@@ -327,37 +270,14 @@ def _tiled(config_class: Any, kind: Any, images_class: Any) -> Subject:
     from transformers import Idefics3Processor, LlamaConfig
 
     places = [f"<row_{row + 1}_col_{col + 1}>" for row in range(3) for col in range(3)]
-    tokenizer = _tokenizer("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *places)
+    tokenizer = marked_tokenizer("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *places)
     images = images_class(size={"longest_edge": 48}, max_image_size={"longest_edge": 16})
     processor = Idefics3Processor(images, tokenizer, image_seq_len=16, chat_template=CHAT_TEMPLATE)
     config = config_class(
-        vision_config=_vision(patch_size=2),
-        text_config=LlamaConfig(**_text(tokenizer)),
+        vision_config=vision_part(patch_size=2),
+        text_config=LlamaConfig(**text_part(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return _subject(kind, config, processor)
-
-
-def tiny_mistral3() -> Subject:
-    """Grids of the picture's own shape with a break behind every row, 2 x 2 patches of 4 pixels a token."""
-    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralVisionConfig
-    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
-
-    tokenizer = _tokenizer("[IMG_BREAK]", "[IMG_END]")
-    images = PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size={"height": 4, "width": 4})
-
-    def expand(made: Any, number: int) -> str:
-        height, width = (int(one) // 8 for one in made["image_sizes"][number])
-        return "[IMG_BREAK]".join(["<image>" * width] * height) + "[IMG_END]"
-
-    config = Mistral3Config(
-        vision_config=PixtralVisionConfig(**_vision(image_size=64, head_dim=12)),
-        text_config=MistralConfig(**_text(tokenizer, sliding_window=None)),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        spatial_merge_size=2,
-        vision_feature_layer=-1,
-    )
-    processor = ExpandingProcessor(images, tokenizer, expand, options={"patch_size": {"height": 8, "width": 8}})
-    return _subject(Mistral3ForConditionalGeneration, config, processor)
+    return random_subject(kind, config, processor)

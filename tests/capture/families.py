@@ -10,11 +10,15 @@ from PIL import Image
 from probe.families import FAMILIES
 from probe.models import Subject
 
-__all__ = ["LANGUAGE", "batch_of", "views"]
+__all__ = ["IN_SEQUENCE", "LANGUAGE", "batch_of", "views"]
 
 #: Families of language models; DiffLMM has tests of its own.
 LANGUAGE = [family.name for family in FAMILIES if family.kind == "language model" and family.name != "difflmm"]
-_NESTED = ("idefics3", "smolvlm", "gemma3")
+#: Those whose images are among the keys of every layer, DiffLMM included.
+IN_SEQUENCE = [
+    family.name for family in FAMILIES if family.kind == "language model" and family.image_tokens != "cross-attention"
+]
+_NESTED = ("idefics3", "smolvlm", "gemma3", "mllama")
 
 
 def batch_of(subject: Subject, conversations: list[tuple[list[Image.Image], str]]) -> dict[str, Any]:

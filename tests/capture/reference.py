@@ -83,16 +83,18 @@ def eager_maps(subject: Subject, inputs: dict[str, Any]) -> list[Tensor]:
     """
     eager = copy.deepcopy(subject.model)
     eager.set_attn_implementation("eager")
-    inward: list[Tensor] = []
+    inward: list[dict[str, Any]] = []
 
     def keep(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        inward.append(kwargs["hidden_states"])
+        inward.append({name: kwargs[name] for name in ("hidden_states", "cross_attention_states") if name in kwargs})
 
     def give(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, dict(kwargs, hidden_states=inward[module.layer_idx])
+        return args, dict(kwargs, **inward[module.layer_idx])
 
     handles = [
-        layer.self_attn.register_forward_pre_hook(hook, with_kwargs=True)
+        (layer.cross_attn if hasattr(layer, "cross_attn") else layer.self_attn).register_forward_pre_hook(
+            hook, with_kwargs=True
+        )
         for model, hook in ((subject.model, keep), (eager, give))
         for layer in model.get_decoder().layers
     ]

@@ -75,7 +75,7 @@ def test_several_images_keep_their_order(name):
         recorder.result(image=shown[0])
     with pytest.raises(InputError, match=r"was given 3 image\(s\)"):
         recorder.result(image=[*shown, shown[0]])
-    positions = recorder.tracks[0].sequence.positions
+    positions = recorder.tracks[0].sequence.image_keys
     assert record.certificate.patches <= len(positions)
 
 
