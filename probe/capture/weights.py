@@ -48,7 +48,7 @@ def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, head
     scaling = call.query.shape[-1] ** -0.5 if scaling is None else scaling
     query = _of_heads(call.query[0].index_select(1, rows), heads).to(compute)
     key = _of_heads(call.key[0], _key_heads(call, heads)).to(compute)
-    logits = torch.matmul(query * scaling, key.transpose(1, 2))  # few queries are quicker to scale than many logits
+    logits = torch.matmul(query, key.transpose(1, 2)).mul_(scaling)
     cap = call.options.get("softcap")
     if cap is not None and call.kernel.split("|")[-1] in _SOFTCAP_KERNELS:
         logits = torch.tanh(logits / cap) * cap
