@@ -64,7 +64,7 @@ def _run(argv: list[str]) -> int:
 
     from probe.reports import plain
 
-    parser, verbs = _parser()
+    parser, verbs = _parser(argv)
     given = _with_recipes([_with_underscores(one) for one in argv])
     try:
         settings = parser.parse_args(given)
@@ -115,8 +115,11 @@ class _Verb:
         return [one.replace("_", "-") for one in found]
 
 
-def _parser() -> tuple[Any, dict[str, _Verb]]:
-    """The argument parser, made from the signatures and docstrings of the commands, and the commands by name."""
+def _parser(argv: Sequence[str]) -> tuple[Any, dict[str, _Verb]]:
+    """The argument parser, made from the signatures and docstrings of the commands, and the commands by name.
+
+    Only the command that is asked for gets its arguments: reading the signatures of all takes seconds.
+    """
     from docstring_parser import DocstringStyle
     from jsonargparse import set_parsing_settings
 
@@ -126,7 +129,9 @@ def _parser() -> tuple[Any, dict[str, _Verb]]:
     set_parsing_settings(docstring_parse_style=DocstringStyle.NUMPYDOC)
     kind = _parser_class()
     parser = kind(prog="probe", exit_on_error=False, description=_DESCRIPTION, version=probe.__version__)
-    verbs = {name: _Verb(function, _arguments(kind, function)) for name, function in VERBS.items()}
+    asked = " ".join(argv[:2])
+    made = lambda path, function: _arguments(kind, function, bare=not f"{asked} ".startswith(f"{path} "))  # noqa: E731
+    verbs = {name: _Verb(function, made(name, function)) for name, function in VERBS.items()}
     added = parser.add_subcommands()
     for name, verb in verbs.items():
         added.add_subcommand(name, verb.parser, help=_summary(verb.function))
@@ -137,7 +142,7 @@ def _parser() -> tuple[Any, dict[str, _Verb]]:
         outer.prog = f"probe {group}"
         inner = outer.add_subcommands()
         for name, function in functions.items():
-            verb = verbs[f"{group} {name}"] = _Verb(function, _arguments(kind, function))
+            verb = verbs[f"{group} {name}"] = _Verb(function, made(f"{group} {name}", function))
             inner.add_subcommand(name, verb.parser, help=_summary(function))
     for path, verb in verbs.items():
         verb.parser.prog = f"probe {path}"  # the library's own says "probe [options] lab [options] train"
@@ -164,11 +169,16 @@ def _parser_class() -> Any:
     return Parser
 
 
-def _arguments(kind: Any, function: Callable[..., Any]) -> Any:
-    """The parser of one command; a sequence becomes an option to be given several times, a list several words."""
+def _arguments(kind: Any, function: Callable[..., Any], *, bare: bool) -> Any:
+    """The parser of one command; a sequence becomes an option to be given several times, a list several words.
+
+    A ``bare`` one has no arguments yet: it stands in the list of commands.
+    """
     from docstring_parser import DocstringStyle, parse
 
     parser = kind(exit_on_error=False, description=_summary(function))
+    if bare:
+        return parser
     several = [key for key, annotation in function.__annotations__.items() if annotation == "Sequence[str]"]
     listed = [key for key, annotation in function.__annotations__.items() if annotation == "list[str]"]
     optional = [key for key, annotation in function.__annotations__.items() if annotation == "OptionalWord"]

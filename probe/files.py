@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ from probe.attention import AttentionRecord, LayerAttention
 from probe.errors import FileError, InputError, ProbeError
 from probe.layout import PatchGrid
 from probe.provenance import Certificate, Source
+from probe.writing import write_beside
 
-__all__ = ["load", "save", "write_beside"]
+__all__ = ["load", "save"]
 
 _FORMAT = 1
 _PARTS = ("values", "token_mean", "rest")
@@ -86,42 +85,6 @@ def load(path: str | os.PathLike[str]) -> AttentionRecord:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ProbeError) as error:
         reason = " ".join(str(error).split())
         raise FileError(f"{target} is not a record saved by groundprobe ({type(error).__name__}: {reason}).") from error
-
-
-def write_beside(target: Path, write: Callable[[Path], Any]) -> None:
-    """Nothing; ``target`` then holds what ``write(temporary path)`` wrote, all of it or, on failure, what it held before.
-
-    Raises
-    ------
-    FileError
-        If the folder cannot be made or the file not be written.
-    """
-    beside: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        beside = Path(name)
-        write(beside)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.chmod(0o666 & ~_umask())
-        os.replace(beside, target)
-    except OSError as error:
-        raise FileError(
-            f"{target} could not be written ({error.strerror or error}); nothing of it was kept. Free some space or choose "
-            "another place."
-        ) from error
-    finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    # The only way to read it is to set it.
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _packed(name: str, tensor: Tensor, *, compact: bool) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import InputError
-from probe.files import write_beside
+from probe.writing import write_beside
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from probe.errors import InputError
-from probe.files import write_beside
 from probe.measurements import MEASURED, measure
 from probe.models import load_model
 from probe.runs import threads_for
+from probe.writing import write_beside
 
 if TYPE_CHECKING:
     from probe.evaluation.examples import Example

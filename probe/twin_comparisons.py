@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from probe.analysis.readouts import score_readouts
 from probe.comparing import compare_examples
 from probe.evaluation.lab import read_lab, reword_scene
-from probe.files import write_beside
 from probe.lab.storage import TWINS
 from probe.models import load_model
 from probe.runs import records_of, threads_for
 from probe.seeds import SETTINGS, TABLE
 from probe.series import TRAINING
+from probe.writing import write_beside
 
 if TYPE_CHECKING:
     import pandas as pd

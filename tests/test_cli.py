@@ -200,7 +200,7 @@ def test_every_command_explains_itself(shell, command):
     if command in COMMANDS:
         assert "--json" in printed
         # Every option says what it is.
-        verb = cli._parser()[1][command]
+        verb = cli._parser(command.split())[1][command]
         assert all(action.help for action in verb.parser._actions)
 
 

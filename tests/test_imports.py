@@ -142,6 +142,18 @@ def test_import_probe_loads_nothing_heavy():
     assert found.stdout.strip() == "[]"
 
 
+def test_the_list_of_commands_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom probe.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'diffusers', 'matplotlib', 'pandas', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "emergence" in found.stdout
+
+
 def test_records_are_loaded_scored_and_drawn_without_the_model_libraries():
     code = (
         "import sys; sys.modules.update(transformers=None, diffusers=None)\n"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from probe.commands.arguments import at_least, lab_note, read_examples, whole_numbers
 from probe.commands.series import TIMESTEPS, read_series, series_data, series_tables
 from probe.errors import InputError
-from probe.files import write_beside
 from probe.reports import Report, make_table, output_folder, show_interval, tracked, write_json
+from probe.writing import write_beside
 
 if TYPE_CHECKING:
     from rich.table import Table

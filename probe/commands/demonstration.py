@@ -50,9 +50,10 @@ def demo(*, out: str = "probe-demo", scenes: int = 500, seed: int = 0) -> Report
 def _run(out: Path, *, scenes: int, seed: int) -> Report:
     """A report with scores, controls, certificate and the paths of at least four pictures, all written into ``out``."""
     from probe.evaluation.lab import read_lab
-    from probe.files import save, write_beside
+    from probe.files import save
     from probe.models import load_model
     from probe.runs import score_examples
+    from probe.writing import write_beside
 
     began = time.perf_counter()
     subject = load_model("lab/llava")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from probe.commands.arguments import kind_note, read_examples, whole_numbers
 from probe.errors import InputError
-from probe.files import write_beside
 from probe.reports import Report, make_table, output_folder, progress, show_interval, tracked, write_json
+from probe.writing import write_beside
 
 if TYPE_CHECKING:
     from probe.analysis.profiles import Profile

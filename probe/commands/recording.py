@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from probe.commands.arguments import kind_note, lab_note
 from probe.errors import InputError, did_you_mean
-from probe.grounding.phrases import noun_phrases
 from probe.reports import Report, certificate_data, output_folder, write_json
 from probe.text import find_phrase, nearby_phrases
 
@@ -117,6 +116,8 @@ def _each_time(record: AttentionRecord, phrase: str) -> list[Any]:
 def _noun_phrases(record: AttentionRecord) -> tuple[list[tuple[str, int]], str]:
     """The first noun phrases of an answer, or the texts that an image was compared with, each with which time its words are said,
     and why there are none or fewer."""
+    from probe.grounding.phrases import noun_phrases
+
     if record.quantity == "contribution":
         spans, note = list(record.spans), ""
     elif len(record.tokens) == 1:

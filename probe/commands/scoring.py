@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from probe.commands.arguments import kind_note, lab_note, read_examples, whole_numbers
-from probe.files import write_beside
 from probe.reports import (
     Report,
     head_tables,
@@ -17,6 +16,7 @@ from probe.reports import (
     tracked,
     write_json,
 )
+from probe.writing import write_beside
 
 __all__ = ["score"]
 

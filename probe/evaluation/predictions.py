@@ -12,8 +12,8 @@ from typing import Any
 from probe.errors import FileError, InputError
 from probe.evaluation.json_records import JsonRecord, parsed, require_file, shown
 from probe.evaluation.run_lengths import RunLengths, checked, encode
-from probe.files import write_beside
 from probe.grounding.segment import Segmentation
+from probe.writing import write_beside
 
 __all__ = ["PredictedPhrase", "Prediction", "from_segmentation", "read_predictions", "write_predictions"]
 

@@ -16,7 +16,7 @@ from probe.evaluation.predictions import Prediction
 from probe.evaluation.run_lengths import RunLengths, area
 from probe.evaluation.tallies import phrase_score
 from probe.evaluation.truths import Truth, pair
-from probe.files import write_beside
+from probe.writing import write_beside
 
 __all__ = ["write_coco_results", "write_coco_truths", "write_gcg_predictions", "write_gcg_truths"]
 

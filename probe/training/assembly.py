@@ -122,7 +122,7 @@ def write_trained(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Nothing; the file then holds the tensors, all of it or what it held before."""
     from safetensors.torch import save_file
 
-    from probe.files import write_beside
+    from probe.writing import write_beside
 
     plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import FileError, InputError
-from probe.files import write_beside
 from probe.lab.trainers import save_curve
 from probe.training.assembly import RECORD, TRAINED, write_trained
 from probe.training.outlooks import Outlook
 from probe.training.stages import Stage
+from probe.writing import write_beside
 
 __all__ = ["is_finished", "write_curve", "write_record", "write_results"]
 
