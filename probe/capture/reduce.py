@@ -90,10 +90,16 @@ class RowStore:
     keep: Callable[[int], bool] | None = None
     tokens: list[int] = field(default_factory=list)
     count: int = 0
-    _rows: list[Tensor] = field(default_factory=list)
-    _rest: list[Tensor] = field(default_factory=list)
+    _rows: _Parts = field(default_factory=lambda: _Parts())
+    _rest: _Parts = field(default_factory=lambda: _Parts())
     _sum: Tensor | None = None
     _on_padding: list[Tensor] = field(default_factory=list)
+
+    def expect(self, rows: int) -> None:
+        """Say that so many rows follow, in several calls of ``add``: then they are written where they will stay."""
+        if self.keep is None:
+            self._rows.expect(rows)
+            self._rest.expect(rows)
 
     def add(self, weights: Tensor, tokens: Sequence[int]) -> None:
         """Take (head, row, key) weights whose rows stand for these tokens."""
@@ -106,8 +112,9 @@ class RowStore:
             total = weights[..., places].sum(1)
             self._sum = total if self._sum is None else self._sum + total
             weights = weights[:, kept]
-        self._rows.append(self._moved(weights[..., places]))
-        self._rest.append(self._moved(self._elsewhere(weights)))
+        device = torch.device("cpu") if self.offload else weights.device
+        self._rows.add(weights[..., places], device)
+        self._rest.add(self._elsewhere(weights), device)
         self.tokens += [tokens[row] for row in kept]
         self.count += len(tokens)
 
@@ -124,10 +131,7 @@ class RowStore:
             If padding was attended to, or a row is not a number.
         """
         positions = (self.layout.views[view] if isinstance(view, int) else view).positions
-        for parts in (self._rows, self._rest):
-            if len(parts) > 1:  # put together in place of the parts, or all rows would be held twice
-                parts[:] = [torch.cat(parts, dim=1)]
-        [rows], [rest] = self._rows, self._rest
+        rows, rest = self._rows.whole(), self._rest.whole()
         mean = rows.mean(1) if self._sum is None else (self._sum / self.count).to(rows.device)
         mass = max((float(one) for one in self._on_padding), default=0.0)
         if mass > 0:
@@ -153,10 +157,6 @@ class RowStore:
         seen = rows[..., part] if own.tolist() == list(range(first, part.stop)) else rows[..., own]
         return seen, mean[..., own], torch.cat([rest, elsewhere], dim=-1)
 
-    def _moved(self, part: Tensor) -> Tensor:
-        # A slice would keep the whole row of keys alive.
-        return part.to("cpu") if self.offload and part.device.type != "cpu" else part.clone()
-
     def _elsewhere(self, weights: Tensor) -> Tensor:
         """(head, row, place): what fell on the first text token, and on other text."""
         before, after = self.layout.image[0], self.layout.prompt_length
@@ -171,6 +171,37 @@ class RowStore:
         # What comes after the prompt is text.
         rest[..., REST_PLACES.index("text")] += weights[..., after:].sum(-1)
         return rest
+
+
+class _Parts:
+    """(head, row, ...) parts of rows, which become one tensor."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self._expected = 0
+        self._free: Tensor | None = None
+
+    def expect(self, rows: int) -> None:
+        """Make room for so many rows at the next ``add``: pieces between what is freed meanwhile would keep it from use."""
+        self._expected, self._free = rows, None
+
+    def add(self, part: Tensor, device: torch.device) -> None:
+        """Copy a part to where it stays: a slice would keep the whole row of keys alive."""
+        count = part.shape[1]
+        if self._expected < count:
+            self.parts.append(part.to(device, copy=True))
+            return
+        if self._free is None:
+            self._free = torch.empty((part.shape[0], self._expected, *part.shape[2:]), dtype=part.dtype, device=device)
+            self.parts.append(self._free)
+        self._free[:, :count] = part
+        self._free, self._expected = self._free[:, count:], self._expected - count
+
+    def whole(self) -> Tensor:
+        """All rows; put together in place of the parts, or they would be held twice."""
+        if len(self.parts) > 1:
+            self.parts = [torch.cat(self.parts, dim=1)]
+        return self.parts[0]
 
 
 Columns = slice | Tensor

@@ -117,8 +117,11 @@ class Track:
             if len(pending.tokens) == _ROWS_AT_ONCE:
                 self._settle(module)
             return
-        if wanted:
-            self._settle(module)  # rows are stored in the order of the calls
+        if not wanted:
+            return
+        self._settle(module)  # rows are stored in the order of the calls
+        if len(wanted) > _ROWS_AT_ONCE:
+            self._store(module).expect(len(wanted))
         for start in range(0, len(wanted), _ROWS_AT_ONCE):
             some = wanted[start : start + _ROWS_AT_ONCE]
             chosen = _chosen(len(some), picked)
@@ -142,14 +145,10 @@ class Track:
         self, module: nn.Module, call: AttentionCall, rows: Tensor, tokens: list[int], chosen: list[int], shift: int
     ) -> None:
         """Store these rows of a call, and hold the chosen ones, counted among them, against the kernel's output."""
-        assert self.layout is not None  # for the type checker: laid out before the first call
         weights = attention_rows(module, call, rows=rows, heads=self.heads)
-        if module not in self.stores:
-            keep = self.plan.keep if self.plan is not None else None
-            self.stores[module] = RowStore(self.layout, self.offload, None if keep is None else keep.__contains__)
         # Keys are counted from the first position that is left; what was dropped gets no attention.
         columns = torch.nn.functional.pad(weights, (shift, 0)) if shift else weights
-        self.stores[module].add(columns, tokens)
+        self._store(module).add(columns, tokens)
         if chosen:
             if len(chosen) < len(tokens):
                 index = torch.tensor(chosen, device=rows.device)
@@ -158,6 +157,13 @@ class Track:
             self.checked_rows += len(chosen)
             if error > self.max_error:
                 self.max_error, self.worst = error, self.names[module]
+
+    def _store(self, module: nn.Module) -> RowStore:
+        assert self.layout is not None  # for the type checker: laid out before the first call
+        if module not in self.stores:
+            keep = self.plan.keep if self.plan is not None else None
+            self.stores[module] = RowStore(self.layout, self.offload, None if keep is None else keep.__contains__)
+        return self.stores[module]
 
 
 def _rows(wanted: list[tuple[int, int]], device: torch.device) -> Tensor:
