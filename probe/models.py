@@ -11,6 +11,7 @@ from typing import Any
 
 from probe.errors import ModelError
 from probe.families import Family, family_of
+from probe.families.wrappers import unwrapped
 from probe.loading import CONFIG, locate, number_type, quiet, require_complete, typed, usable_device
 from probe.pipelines import INDEX, load_pipeline
 
@@ -64,6 +65,8 @@ def load_model(
     ModelError
         If it cannot be found or loaded, is neither a vision-language model, an image encoder nor a diffusion pipeline, or is of an
         unknown family.
+    CaptureError
+        If a live model is inside a wrapper that cannot be recorded: compiled, or parallel.
     """
     if not isinstance(model, (str, os.PathLike)):
         return _live(model, processor)
@@ -73,6 +76,7 @@ def load_model(
 
 def _live(model: Any, processor: Any) -> Subject:
     """The subject of a model that is there already."""
+    model = unwrapped(model)
     config = getattr(model, "config", None)
     name = getattr(config, "name_or_path", "") or getattr(config, "_name_or_path", "") or type(model).__name__
     family = family_of(model)

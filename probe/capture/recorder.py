@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from probe.attention import AttentionRecord
 from probe.capture.assemble import assemble
 from probe.capture.cross_attention import dropped_keys, sequence_of
+from probe.capture.decoding import (
+    end_tokens,
+    generation_arguments,
+    generation_settings,
+    refuse_other_loops,
+    require_followed,
+)
 from probe.capture.hooks import require_uncompiled, watch_forward, watch_generate
 from probe.capture.modules import attention_modules
 from probe.capture.pending import keeps_keys
@@ -19,11 +26,12 @@ from probe.capture.pictures import IMAGE_INPUTS, allocate, image_token_id, units
 from probe.capture.places import choose_place
 from probe.capture.recordings import Recording
 from probe.capture.reduce import answer_tokens
-from probe.capture.sequence import end_tokens, prompts_of, require_followed, require_same_cache
-from probe.capture.taps import AttentionCall, edits_of, watch_registry
+from probe.capture.sequence import prompts_of, require_same_cache
+from probe.capture.taps import AttentionCall, edits_of, require_known_kernel, watch_registry
 from probe.capture.tracks import Track
 from probe.errors import CaptureError, InputError
 from probe.families import family_of
+from probe.families.wrappers import unwrapped
 from probe.layout import Indices, Layout, resolve_indices
 
 if TYPE_CHECKING:
@@ -91,6 +99,7 @@ def record(
         return own_recorder(model, attention, layout, place=place, **options)
     if hasattr(model, "processor") and hasattr(model, "family"):
         model, processor = model.model, model.processor
+    model = unwrapped(model)
     family = family_of(model)
     chosen = choose_place(model, family, place, options)
     if processor is None and family.kind != "diffusion":
@@ -150,6 +159,7 @@ class Recorder(Recording):
         self.layers = {
             module: name for name, module in (found[i] for i in resolve_indices(layers, len(found), what=what))
         }
+        require_known_kernel(self.layers)
         count = model.config.get_text_config().num_attention_heads
         self.heads = resolve_indices(heads, count, what="head")
         self.answer_start = answer_start
@@ -174,6 +184,7 @@ class Recorder(Recording):
         attached.enter_context(watch_registry(self.layers, self._see))
         attached.enter_context(watch_forward([self.model], before=self._forward_begins, after=self._forward_ends))
         attached.enter_context(watch_generate(self.model, self))
+        attached.enter_context(refuse_other_loops(self.model, self._mine))
 
     def result(self, index: int | None = None, *, image: Any = None) -> AttentionRecord:
         """The record of one sequence of the pass, after its certificate has been checked.
@@ -239,14 +250,14 @@ class Recorder(Recording):
         if not self._mine():
             return
         self._require_first_pass()
-        kwargs = dict(zip(("inputs", "generation_config"), args, strict=False)) | kwargs
-        settings = kwargs.get("generation_config") or self.model.generation_config
+        kwargs = generation_arguments(args, kwargs)
+        asked = generation_settings(kwargs, self.model)
         prompts = prompts_of(kwargs.get("input_ids", kwargs.get("inputs")))
-        each = kwargs.get("num_return_sequences", getattr(settings, "num_return_sequences", None)) or 1
-        require_followed(kwargs, settings, sequences=len(prompts) * each)
+        each = asked("num_return_sequences") or 1
+        require_followed(asked, sequences=len(prompts) * each)
         self._begin(prompts, kwargs, each=each)
         if len(self.tracks) > 1:
-            self._ends = end_tokens(kwargs, settings)
+            self._ends = end_tokens(asked)
         self._generating = True
 
     def generation_ends(self, output: Any) -> None:
@@ -304,7 +315,7 @@ class Recorder(Recording):
         if wrong:
             raise CaptureError(
                 f"{len(wrong)} of {len(self._seen)} attention modules ran without being seen exactly once, the first {wrong[0]}: "
-                "their attention does not go through transformers' attention functions, so it cannot be recorded."
+                "their attention does not go through transformers' attention functions, or runs compiled, so it cannot be recorded."
             )
         if not self._generating:
             self._state = "finished"

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.capture.taps import EDITS, AttentionCall, Edit, Editor, Watcher, entered
+from probe.capture.taps import EDITS, AttentionCall, Edit, Editor, Watcher, entered, rounded_by_autocast
 from probe.errors import CaptureError
 
 __all__ = ["KERNEL", "edit_sdpa", "torch_kernel", "watch_sdpa"]
@@ -142,4 +142,5 @@ def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], resu
         "dropout": given.get("dropout_p", 0.0),
         "is_causal": given.get("is_causal", False),
     }
+    query, key, value = rounded_by_autocast(query, key, value, result)
     return AttentionCall(KERNEL, query, key, value, mask, result.transpose(1, 2), options)

@@ -11,7 +11,7 @@ from probe.capture.pictures import Unit
 from probe.errors import CaptureError
 from probe.layout import Layout
 
-__all__ = ["Sequence", "end_tokens", "prompts_of", "require_followed", "require_same_cache"]
+__all__ = ["Sequence", "prompts_of", "require_same_cache"]
 
 
 @dataclass
@@ -82,7 +82,7 @@ def prompts_of(ids: Any) -> list[list[int]]:
     Raises
     ------
     CaptureError
-        If there are none.
+        If there are none, or they have no values.
     """
     if ids is None:
         raise CaptureError(
@@ -91,7 +91,16 @@ def prompts_of(ids: Any) -> list[list[int]]:
     if not isinstance(ids, Tensor) or ids.ndim != 2 or not len(ids):
         shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise CaptureError(f"input_ids of shape {shape} were given; expected (sequence, length).")
-    return [[int(one) for one in row] for row in ids.tolist()]
+    try:
+        return [[int(one) for one in row] for row in ids.tolist()]
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # as under torch.func.vmap, torch.export and on the meta device
+        raise CaptureError(
+            "The token ids that the model was fed have no values (it runs under vmap or torch.export, or lies on the meta device), "
+            "so there is nothing to record; run the model itself, on one batch."
+        ) from error
 
 
 def require_same_cache(past: int, fed: int) -> None:
@@ -107,42 +116,3 @@ def require_same_cache(past: int, fed: int) -> None:
             f"The key cache holds {past} positions but {fed} were fed while recording: what it was filled with cannot be known, or "
             "it was changed on the way. Start with an empty cache, and keep use_cache on in generate."
         )
-
-
-def require_followed(given: dict[str, Any], settings: Any, *, sequences: int) -> None:
-    """Nothing, if each sequence that ``generate`` makes is fed to the model token by token, in a row of its own.
-
-    Parameters
-    ----------
-    given, settings : the arguments of ``generate``, and the generation configuration that holds where they say nothing.
-    sequences : how many of them there will be.
-
-    Raises
-    ------
-    CaptureError
-        If it searches beams, lets the model read tokens that it may drop again, or ends single sequences in a way that leaves no
-        end token.
-    """
-    beams = given.get("num_beams", getattr(settings, "num_beams", None)) or 1
-    if beams > 1:
-        raise CaptureError(
-            f"num_beams={beams} cannot be followed: beams change their places in the batch while they are searched. Record greedy "
-            "decoding or sampling, or generate first and read the answer that was found: probe.run(..., answer=...)."
-        )
-    for name in ("assistant_model", "prompt_lookup_num_tokens"):
-        if given.get(name, getattr(settings, name, None)) is not None:
-            raise CaptureError(f"{name} makes the model read tokens that it may drop again, which cannot be followed.")
-    for name in ("stop_strings", "stopping_criteria"):
-        if sequences > 1 and given.get(name, getattr(settings, name, None)):
-            raise CaptureError(
-                f"{name} ends single sequences of a batch without an end token, so where they end cannot be followed; record them "
-                "one by one."
-            )
-
-
-def end_tokens(given: dict[str, Any], settings: Any) -> frozenset[int]:
-    """The ids after which ``generate`` fills a sequence up with padding while it goes on with others."""
-    found = given.get("eos_token_id", getattr(settings, "eos_token_id", None))
-    if found is None:
-        return frozenset()
-    return frozenset(int(one) for one in (found if isinstance(found, (list, tuple)) else [found]))

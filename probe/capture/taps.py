@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from probe.errors import CaptureError
@@ -23,6 +24,8 @@ __all__ = [
     "edit_registry",
     "edits_of",
     "entered",
+    "require_known_kernel",
+    "rounded_by_autocast",
     "watch_registry",
 ]
 
@@ -95,6 +98,31 @@ def watch_registry(modules: Iterable[nn.Module], watcher: Watcher) -> Iterator[N
     """
     with entered(_watchers, modules, watcher, install=_install, uninstall=_uninstall_if_idle):
         yield
+
+
+def require_known_kernel(modules: Iterable[nn.Module]) -> None:
+    """Nothing, unless these modules are set to a kernel whose mask or rows cannot be read, whatever it is given.
+
+    Raises
+    ------
+    CaptureError
+        If they are.
+    """
+    for module in modules:
+        kernel = str(getattr(getattr(module, "config", None), "_attn_implementation", None))
+        if kernel == "flex_attention" or "paged" in kernel:
+            found = "masks by a function" if kernel == "flex_attention" else "packs sequences into one"
+            raise CaptureError(
+                f"The attention kernel {kernel!r} {found}, which is not understood; use another: "
+                'model.set_attn_implementation("sdpa").'
+            )
+
+
+def rounded_by_autocast(query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value as a kernel under autocast works with them; as they are where its output is of their own number type."""
+    if output.dtype == query.dtype or not torch.is_autocast_enabled(query.device.type):
+        return query, key, value
+    return query.to(output.dtype), key.to(output.dtype), value.to(output.dtype)
 
 
 @contextmanager
@@ -195,4 +223,5 @@ def _call(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     assert isinstance(query, Tensor)  # for the type checker: the shapes above say so
     assert isinstance(key, Tensor)
     assert isinstance(value, Tensor)
+    query, key, value = rounded_by_autocast(query, key, value, output)
     return AttentionCall(name, query, key, value, given.get("attention_mask"), output, options)

@@ -46,9 +46,12 @@ def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, head
     compute = torch.float64 if call.query.dtype == torch.float64 else torch.float32
     scaling = call.options.get("scaling")
     scaling = call.query.shape[-1] ** -0.5 if scaling is None else scaling
-    query = _of_heads(call.query[0].index_select(1, rows), heads).to(compute)
-    key = _of_heads(call.key[0], _key_heads(call, heads)).to(compute)
-    logits = torch.matmul(query, key.transpose(1, 2)).mul_(scaling)
+    query = _of_heads(call.query[0].index_select(1, rows), heads)
+    key = _of_heads(call.key[0], _key_heads(call, heads))
+    # Eager attention rounds its logits to the model's number type before the softmax; the other kernels keep them in full.
+    own = query.dtype if call.kernel == "eager" else compute
+    with torch.autocast(query.device.type, enabled=False):
+        logits = torch.matmul(query.to(own), key.to(own).transpose(1, 2)).mul_(scaling).to(compute)
     cap = call.options.get("softcap")
     if cap is not None and call.kernel.split("|")[-1] in _SOFTCAP_KERNELS:
         logits = torch.tanh(logits / cap) * cap
@@ -77,7 +80,8 @@ def reproduction_error(call: AttentionCall, weights: Tensor, *, rows: Tensor, he
     ``weights`` are (head, row, key) as ``attention_rows`` gives them for the same rows and heads.
     """
     value = _of_heads(call.value[0], _key_heads(call, heads)).to(weights.dtype)
-    rebuilt = torch.matmul(weights, value)
+    with torch.autocast(value.device.type, enabled=False):
+        rebuilt = torch.matmul(weights, value)
     output = rearrange(call.output[0].index_select(0, rows), "row head channel -> head row channel")
     output = _of_heads(output, heads).to(weights.dtype)
     size = output.abs().amax(dim=(1, 2))
@@ -126,6 +130,8 @@ def require_understood(module: nn.Module, call: AttentionCall) -> None:
             f"Attention dropout of {dropout} is on (the model is in training mode), so the weights that were used are random; "
             "call model.eval() first."
         )
+    if torch._C._functorch.is_batchedtensor(call.query):
+        raise CaptureError("The model runs under vmap, so a row has no values of its own; run it on a batch instead.")
     if not (call.query.dtype.is_floating_point and call.key.dtype.is_floating_point):
         raise CaptureError(
             f"Attention on {call.query.dtype} queries and {call.key.dtype} keys (quantised) cannot be recorded."

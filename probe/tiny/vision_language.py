@@ -79,7 +79,15 @@ def tiny_llava_onevision(*, most: int = 2) -> Subject:
     counting = object.__new__(LlavaOnevisionProcessor)
     vars(counting).update(image_processor=images, num_image_tokens=16, image_token="<image>", vision_aspect_ratio=limit)
     counting.vision_feature_select_strategy = "full"
-    processor = ExpandingProcessor(images, tokenizer, counting.replace_image_token)
+
+    def expand(made: Any, number: int) -> str:
+        together = [int(count) for count in made["batch_num_images"] for _ in range(int(count))]
+        if together[number] > 1:
+            return "<image>" * (counting.num_image_tokens + 1)  # a newline behind each of several
+        tile = made["pixel_values"].shape[-2:]
+        return "<image>" * counting._get_number_of_features(*made["image_sizes"][number].tolist(), *tile)
+
+    processor = ExpandingProcessor(images, tokenizer, expand)
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**vision_part(vision_use_head=False)),
         text_config=Qwen2Config(**text_part(tokenizer)),
