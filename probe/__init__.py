@@ -32,7 +32,7 @@ _PUBLIC = {
     "noun_phrases": "probe.grounding.phrases",
     "profile": "probe.analysis.profiles",
     "read_image": "probe.images",
-    "record": "probe.capture.recorder",
+    "record": "probe.capture.records",
     "run": "probe.runs",
     "save": "probe.files",
     "score_heads": "probe.analysis.heads",
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from probe.capture.checks import check as check
     from probe.capture.concepts import concept_maps as concept_maps
     from probe.capture.decomposition import contributions as contributions
-    from probe.capture.recorder import record as record
+    from probe.capture.records import record as record
     from probe.checkpoints import find_checkpoints as find_checkpoints
     from probe.comparing import compare as compare
     from probe.errors import ProbeError as ProbeError

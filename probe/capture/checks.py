@@ -27,7 +27,8 @@ from probe.capture.questions import (
     smooth_picture,
     without_warnings,
 )
-from probe.capture.recorder import Recorder, record
+from probe.capture.recorder import Recorder
+from probe.capture.records import record
 from probe.capture.view_painting import paint_views
 from probe.capture.views import views_of
 from probe.errors import CaptureError

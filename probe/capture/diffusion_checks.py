@@ -26,7 +26,7 @@ from probe.capture.questions import (
     model_state,
     restored,
 )
-from probe.capture.recorder import record
+from probe.capture.records import record
 from probe.errors import CaptureError
 
 if TYPE_CHECKING:

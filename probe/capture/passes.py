@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from probe.attention import AttentionRecord
-from probe.capture.recorder import Recorder, record
+from probe.capture.recorder import Recorder
+from probe.capture.records import record
 from probe.errors import InputError
 
 if TYPE_CHECKING:

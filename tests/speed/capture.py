@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from probe.capture.passes import inputs_for
-from probe.capture.recorder import Recorder, record
+from probe.capture.recorder import Recorder
+from probe.capture.records import record
 from probe.models import Subject
 from tests.tiny import picture, tiny_llava
 
