@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from probe.capture.hooks import watch_method
@@ -102,21 +103,34 @@ def require_followed(asked: Callable[[str], Any], *, sequences: int) -> None:
             )
 
 
+# Methods of a model through which it generates in a way that hooks cannot follow.
+_UNFOLLOWED = {
+    # generate_batch and the context manager both go through it.
+    "init_continuous_batching": (
+        "Continuous batching packs sequences into one and runs them in a thread of its own, so rows cannot be matched to tokens; "
+        "record model.generate(...), which takes a batch too."
+    ),
+    # As generate does with a static cache on a GPU. What a graph made before holds, no hook sees, and a graph that holds the
+    # recorder's own work may write over what it gave out.
+    "get_compiled_call": (
+        "generate compiles its steps, as it does with a static cache on a GPU, where hooks do not fire; give it "
+        "disable_compile=True, or the default cache."
+    ),
+}
+
+
 @contextmanager
 def refuse_other_loops(model: Any, followed: Callable[[], bool]) -> Iterator[None]:
-    """Raises ``CaptureError`` where ``model`` would generate in continuous batches, if ``followed()`` in the calling thread."""
+    """Raises ``CaptureError`` where ``model`` would generate compiled or in continuous batches, if ``followed()`` there."""
 
-    def refuse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def refuse(message: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if followed():
-            raise CaptureError(
-                "Continuous batching packs sequences into one and runs them in a thread of its own, so rows cannot be matched to "
-                "tokens; record model.generate(...), which takes a batch too."
-            )
+            raise CaptureError(message)
 
     with ExitStack() as stack:
-        # generate_batch and the context manager both go through it.
-        if hasattr(model, "init_continuous_batching"):
-            stack.enter_context(watch_method(model, "init_continuous_batching", before=refuse))
+        for name, message in _UNFOLLOWED.items():
+            if hasattr(model, name):
+                stack.enter_context(watch_method(model, name, before=partial(refuse, message)))
         yield
 
 

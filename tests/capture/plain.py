@@ -21,10 +21,15 @@ def plain_softmax(run: Callable[[], Any]) -> list[Tensor]:
             kwargs = kwargs or {}
             if function is torch.nn.functional.scaled_dot_product_attention:
                 given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-                scale = given.get("scale") or given["query"].shape[-1] ** -0.5
-                logits = given["query"].double() @ given["key"].double().mT * scale
-                mask = given.get("attn_mask")
-                found.append((logits if mask is None else logits + mask).softmax(-1))
+                query, key, mask = given["query"].double(), given["key"].double(), given.get("attn_mask")
+                if given.get("enable_gqa"):
+                    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+                logits = query @ key.mT * (given.get("scale") or query.shape[-1] ** -0.5)
+                if given.get("is_causal"):
+                    mask = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
+                if mask is not None:
+                    logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+                found.append(logits.softmax(-1))
             return function(*args, **kwargs)
 
     with torch.no_grad(), Plain():

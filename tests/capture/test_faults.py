@@ -91,6 +91,24 @@ def test_a_misread_call_fails_its_certificate(name, verify, monkeypatch):
     assert largest_difference(record, maps, rows, with_answer(inputs, ids)) > 1e-2
 
 
+def test_dropout_left_on_fails_the_certificate_where_the_call_does_not_say_so(monkeypatch):
+    subject, inputs, ids = _setting({"attention_dropout": 0.3})
+    plain = read(subject, inputs, ids, verify="sample")
+    subject.model.train()
+
+    def silent(module, call, **chosen):
+        return attention_rows(module, replace(call, options=call.options | {"dropout": 0.0}), **chosen)
+
+    # Without this the recorder refuses at once, since the kernel is told of its dropout.
+    monkeypatch.setattr(tracks, "attention_rows", silent)
+    for verify in ("sample", "all"):
+        torch.manual_seed(0)
+        with pytest.raises(CertificateError, match="does not rebuild"):
+            read(subject, inputs, ids, verify=verify)
+    subject.model.eval()
+    assert torch.equal(read(subject, inputs, ids).layers[0].values, plain.layers[0].values)
+
+
 def test_tiled_instead_of_repeated_key_heads_fail_the_certificate(monkeypatch):
     subject, inputs, ids = _setting({})
     monkeypatch.setattr(weights, "_key_heads", lambda call, heads: tuple(head % call.key.shape[1] for head in heads))

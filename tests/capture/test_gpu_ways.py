@@ -119,6 +119,31 @@ def test_quantised_weights_are_recorded_since_attention_itself_is_not_quantised(
     assert report.passed, report
 
 
+def _with_torchao(decoder):
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(decoder, quantization.Int8WeightOnlyConfig())
+
+
+def _with_bitsandbytes(decoder):
+    layers = pytest.importorskip("bitsandbytes").nn
+    for layer in decoder.layers:
+        for name, one in list(layer.self_attn.named_children()):
+            if isinstance(one, nn.Linear):
+                small = layers.Linear8bitLt(one.in_features, one.out_features, bias=False, has_fp16_weights=False)
+                small.weight = layers.Int8Params(one.weight.data, requires_grad=False, has_fp16_weights=False)
+                setattr(layer.self_attn, name, small.to("cpu"))
+
+
+@pytest.mark.parametrize("quantise", [_with_torchao, _with_bitsandbytes])
+def test_weights_that_a_library_quantised_are_recorded(quantise):
+    subject = tiny_llava(seed=2)
+    plain = subject.model.get_decoder().layers[0].self_attn.q_proj.weight
+    quantise(subject.model.get_decoder())
+    assert type(subject.model.get_decoder().layers[0].self_attn.q_proj.weight) is not type(plain)
+    report = check(subject, image=picture(), max_new_tokens=4)
+    assert report.passed, report
+
+
 def test_a_model_spread_over_memory_and_disk_is_recorded(tmp_path):
     accelerate = pytest.importorskip("accelerate")
     plain, spread = tiny_llava(seed=3), tiny_llava(seed=3)

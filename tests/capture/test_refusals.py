@@ -34,34 +34,6 @@ def _generate(subject, **inputs):
     return recorder
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("num_beams", 3), ("assistant_model", "x"), ("prompt_lookup_num_tokens", 2)],
-)
-def test_decoding_that_cannot_be_followed(subject, inputs, option, value):
-    with pytest.raises(CaptureError, match=rf"{option}.*cannot be followed"):
-        _generate(subject, **inputs, **{option: value})
-
-
-def test_beams_in_the_models_own_settings_or_in_a_positional_configuration(subject, inputs):
-    settings = subject.model.generation_config.__class__(num_beams=2, max_new_tokens=2)
-    ids = inputs.pop("input_ids")
-    with (
-        pytest.raises(
-            CaptureError,
-            match=r"num_beams=2 cannot be followed: beams change .* read the answer",
-        ),
-        probe.record(subject),
-    ):
-        subject.model.generate(ids, settings, **inputs)
-    subject.model.generation_config.num_beams = 2
-    with pytest.raises(
-        CaptureError,
-        match=r"num_beams=2 cannot be followed: beams change .* read the answer",
-    ):
-        _generate(subject, input_ids=ids, **inputs)
-
-
 def test_more_images_than_the_prompt_has_places_for(subject, inputs):
     pixels = torch.cat([inputs["pixel_values"]] * 2)
     with pytest.raises(
@@ -213,8 +185,6 @@ def test_caches_filled_before_or_changed_on_the_way(subject, inputs):
     longer = torch.cat([ids, torch.tensor([[20, 21]])], dim=1)
     with pytest.raises(CaptureError, match="Start with an empty cache"):
         _generate(subject, input_ids=longer, pixel_values=inputs["pixel_values"], past_key_values=cache)
-    with pytest.raises(CaptureError, match="keep use_cache on"):
-        _generate(subject, **inputs, use_cache=False)
 
 
 def test_a_sliding_cache_that_moves_its_columns():
