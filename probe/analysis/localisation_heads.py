@@ -82,9 +82,10 @@ def find_localisation_heads(
 
     Parameters
     ----------
-    records : one for each image, all from the same layers and heads. May be a generator.
-    rows : which rows are read; their mean, where they are several. The "last prompt" row; "all" of the record, after selecting a
-        phrase for instance; or numbers of the record's tokens.
+    records : one for each image, all from the same layers and heads. May be a generator. Where a model names things unasked, its
+        last prompt row names nothing: give ``record[phrase]`` of one phrase an image, with ``rows="all"``.
+    rows : which rows are read; their mean, where they are several. The "last prompt" row, which ends a referring expression in the
+        paper; "all" of the record; or numbers of the record's tokens.
     per_image, count : how many heads are taken in each image, and at the end.
     epsilon, relative : of ``probe.analysis.concentration.spatial_entropy``. On grids of other sizes than the paper's 24 x 24 give
         ``relative=True``.

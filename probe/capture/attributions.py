@@ -85,7 +85,7 @@ def relevance(
         raise InputError(
             f"relevance() needs a Subject, found a {type(subject).__name__}; make one with probe.load_model(...)."
         )
-    if not isinstance(text, str) or not text.strip() or isinstance(phrases, str) or not len(phrases):
+    if not isinstance(text, str) or not text.strip() or isinstance(phrases, str) or not phrases:
         raise InputError(
             f"relevance() needs a text and a list of phrases of it, found {text!r} and {phrases!r}; for example 'a dog and a ball' "
             "and ['a dog']."
@@ -129,6 +129,7 @@ def _of_answer(
     subject: Subject, picture: Any, text: str, phrases: Sequence[Any], method: Method, prompt: str
 ) -> AttentionRecord:
     model, processor = subject.model, subject.processor
+    words, places, _ = place_texts(phrases, text)  # refused before anything is computed
     inputs, start = inputs_with_answer(subject, picture, prompt, text)
     # One layer is recorded beside, for tokens, geometry and source.
     recorder = Recorder(model, processor, layers=[0], heads=[0], answer_start=start)
@@ -136,7 +137,12 @@ def _of_answer(
     with graph, recorder:
         logits = model(**inputs, use_cache=False).logits[0]
     record, track = recorder.result(image=picture), recorder.tracks[0]
-    words, spans, _ = place_texts(phrases, record.text)
+    if record.text != text.strip():
+        raise InputError(
+            f"The tokenizer gives the text back as {record.text!r} instead of {text!r}, so the phrases' places in it are lost."
+        )
+    cut = len(text) - len(text.lstrip())
+    spans = tuple((max(low - cut, 0), high - cut) for low, high in places)
     tokens = [record.tokens_of(*span) for span in spans]
     rows = [[start + one - 1 for one in some] for some in tokens]
     with torch.inference_mode(False), torch.enable_grad():

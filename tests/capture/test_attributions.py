@@ -180,7 +180,7 @@ def test_half_precision_is_computed_in_float32():
     assert record.source.dtype == "bfloat16"
 
 
-def test_the_record_says_what_it_is_and_is_read_as_any_other():
+def test_the_record_says_what_it_is_and_is_read_as_any_other(tmp_path):
     record = probe.relevance(tiny_llava(), picture(), TEXT, ["dogs", (0, 10)])
     assert (record.quantity, record.query_kind, record.query_row) == ("relevance", "generated token", "predicting")
     assert record.softmax_over is None
@@ -189,11 +189,22 @@ def test_the_record_says_what_it_is_and_is_read_as_any_other():
     assert record.tokens == ("dogs", "a red ball")
     assert record["dogs"].tokens == ("dogs",)
     assert record.layers[0].heads == (-1,)
+    shifted = probe.relevance(tiny_llava(), picture(), f"  {TEXT} ", ["dogs", (2, 12)])
+    assert (shifted.text, shifted.spans) == (record.text, record.spans)
+    assert torch.equal(shifted.layers[0].values, record.layers[0].values)
+    probe.save(record, tmp_path / "one.safetensors")
+    loaded = probe.load(tmp_path / "one.safetensors")
+    assert (loaded.quantity, loaded.tokens) == ("relevance", record.tokens)
     mask = np.zeros((40, 56), dtype=bool)
     mask[:20, :20] = True
     scores = probe.score_heads([record] * 2, [{"dogs": mask}] * 2, reading="attention", replicates=9)
     assert scores.quantity == "relevance"
     assert 0 <= scores.reading("mean_map", "pointing").value <= 1
+
+
+def test_a_text_that_the_tokenizer_changes_is_refused():
+    with pytest.raises(InputError, match="gives the text back as"):
+        probe.relevance(tiny_llava(), picture(), "a red ball <pad> two dogs", ["two dogs"])
 
 
 def test_attention_that_is_not_the_kernels_fails_the_certificate(monkeypatch):
