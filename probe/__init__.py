@@ -33,6 +33,7 @@ _PUBLIC = {
     "profile": "probe.analysis.profiles",
     "read_image": "probe.images",
     "record": "probe.capture.records",
+    "relevance": "probe.capture.attributions",
     "run": "probe.runs",
     "save": "probe.files",
     "score_heads": "probe.analysis.heads",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from probe.attention import LayerAttention as LayerAttention
     from probe.callbacks import GroundingCallback as GroundingCallback
     from probe.capture.ablation import ablate as ablate
+    from probe.capture.attributions import relevance as relevance
     from probe.capture.checks import check as check
     from probe.capture.concepts import concept_maps as concept_maps
     from probe.capture.decomposition import contributions as contributions

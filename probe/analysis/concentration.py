@@ -15,8 +15,9 @@ that allows no answer gives NaN:
 
 from __future__ import annotations
 
-from math import nan
+from math import inf, nan
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ __all__ = [
     "gini",
     "peaks",
     "sink_cells",
+    "spatial_entropy",
     "top1_share",
 ]
 
@@ -164,6 +166,42 @@ def sink_cells(mean_map: Tensor, weight: Tensor, *, times: float = SINK_TIMES) -
         return torch.zeros_like(mean_map, dtype=torch.bool)
     middle = values.median(-1).values[..., None, None]
     return (mean_map > times * middle) & (weight > 0).to(mean_map.device)
+
+
+def spatial_entropy(maps: Tensor, weight: Tensor, *, epsilon: float = 1e-3, relative: bool = False) -> Tensor:
+    """(...) entropy in nats of how a map is split into separate regions: 0 for one region, ln n for n of equal mass.
+
+    With B = max(A - mean A, 0), the regions are the 8-connected components of B > epsilon, and H = -sum p ln p over their shares p
+    of the mass of B. A map without any region gives infinity; one with NaN or infinity in a patch that shows the image, NaN.
+
+    Parameters
+    ----------
+    epsilon : below this a patch belongs to no region. The constant of the paper, 0.001, depends on the map's scale: attention over
+        many patches may lie below it everywhere.
+    relative : epsilon counts in means of the map, so that no scale changes the result; of a map whose mean is not positive there is
+        no region.
+
+    References
+    ----------
+    Kang, Kim, Kim, Hwang, Your Large Vision-Language Model Only Needs A Few Attention Heads For Visual Grounding, CVPR 2025.
+    """
+    from skimage.measure import label
+
+    if not epsilon >= 0:
+        raise InputError(f"epsilon must be 0 or more, found {epsilon}.")
+    values, area, known = _checked(maps, weight)
+    shape, seen = weight.shape, (area > 0).cpu().numpy().reshape(weight.shape)
+    found = np.full(known.numel(), nan)
+    flat = values.reshape(-1, *shape).cpu().numpy()
+    for i in np.flatnonzero(known.flatten().cpu().numpy()):
+        mean = flat[i][seen].mean()
+        above = np.where(seen, np.maximum(flat[i] - mean, 0), 0.0)
+        least = epsilon if not relative else epsilon * mean if mean > 0 else inf
+        regions = label(above > least, connectivity=2)
+        mass = np.bincount(regions.ravel(), above.ravel())[1:]
+        share = mass / mass.sum()
+        found[i] = -(share * np.log(share)).sum() if len(mass) else inf
+    return torch.from_numpy(found).reshape(known.shape)
 
 
 def _flat(weight: Tensor) -> Tensor:

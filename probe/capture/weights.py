@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from probe.capture.taps import AttentionCall
 from probe.errors import CaptureError
 
-__all__ = ["TOLERANCES", "attention_rows", "reproduction_error", "require_understood", "tolerance_of", "uniform_rows"]
+__all__ = [
+    "TOLERANCES",
+    "attention_rows",
+    "attention_with_gradient",
+    "reproduction_error",
+    "require_understood",
+    "tolerance_of",
+    "uniform_rows",
+]
 
 #: Largest difference between recomputed and kernel output, relative to that output, by the kernel's number type.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -42,6 +50,23 @@ def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, head
     CaptureError
         If the call has something that is not understood: dropout, an unknown kind of mask, quantised tensors.
     """
+    return _rows(module, call, rows=rows, heads=heads)
+
+
+def attention_with_gradient(module: nn.Module, call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """(head, query, key) weights of the whole call, which gradients flow through, and (query, head, channel) what they make.
+
+    Both in float32 (float64 if the queries are); the output is computed from these very weights. Raises as ``attention_rows``.
+    """
+    heads, rows = tuple(range(call.query.shape[1])), torch.arange(call.query.shape[2], device=call.query.device)
+    weights = _rows(module, call, rows=rows, heads=heads)
+    if not weights.requires_grad:  # the first layer of a frozen model: nothing before it has a gradient
+        weights.requires_grad_()
+    value = _of_heads(call.value[0], _key_heads(call, heads)).to(weights.dtype)
+    return weights, rearrange(weights @ value, "head query channel -> query head channel")
+
+
+def _rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, heads: tuple[int, ...]) -> Tensor:
     require_understood(module, call)
     compute = torch.float64 if call.query.dtype == torch.float64 else torch.float32
     scaling = call.options.get("scaling")
