@@ -134,7 +134,9 @@ def _of_heads(tensor: Tensor, heads: tuple[int, ...]) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(heads, device=device)
+    # Kept for later calls, which may want a gradient where this one was made under inference mode.
+    with torch.inference_mode(False):
+        return torch.tensor(heads, device=device)
 
 
 def require_understood(module: nn.Module, call: AttentionCall) -> None:

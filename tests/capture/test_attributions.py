@@ -270,3 +270,11 @@ def test_what_was_not_seen_or_seen_twice_is_refused():
         subject.model(**inputs, use_cache=False)
         with pytest.raises(CaptureError, match="ran a second time"):
             subject.model(**inputs, use_cache=False)
+
+
+def test_relevance_after_a_recording_in_inference_mode():
+    # What the recording keeps for later calls must not be tensors that refuse a gradient.
+    subject = tiny_llava(num_key_value_heads=2)
+    probe.run(subject, picture(), "a dog", max_new_tokens=3)
+    found = probe.relevance(subject, picture(), "a dog", ["dog"])
+    assert found.quantity == "relevance"
