@@ -59,7 +59,7 @@ def generation_settings(given: dict[str, Any], model: Any) -> Callable[[str], An
     return value
 
 
-def require_followed(asked: Callable[[str], Any], *, sequences: int) -> None:
+def require_followed(asked: Callable[[str], Any], model: Any, *, sequences: int) -> None:
     """Nothing, if each sequence that ``generate`` makes is fed to the model token by token, in a row of its own.
 
     Parameters
@@ -94,6 +94,12 @@ def require_followed(asked: Callable[[str], Any], *, sequences: int) -> None:
     if asked("cache_implementation") == "paged":
         raise CaptureError(
             "A paged cache packs sequences into one, so columns cannot be matched to patches; leave it out."
+        )
+    # Releases that do not encode the picture beforehand feed it to the model with the wrong part of the prompt.
+    if asked("prefill_chunk_size") and not hasattr(model, "_prepare_multimodal_encoder_kwargs_for_generation"):
+        raise CaptureError(
+            "prefill_chunk_size splits a prompt without its pictures in this release of transformers, so the model does not see "
+            "them as they are; leave it out, or update transformers."
         )
     for name in ("stop_strings", "stopping_criteria"):
         if sequences > 1 and asked(name):

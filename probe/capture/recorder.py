@@ -168,7 +168,7 @@ class Recorder(Recording):
         asked = generation_settings(kwargs, self.model)
         prompts = prompts_of(kwargs.get("input_ids", kwargs.get("inputs")))
         each = asked("num_return_sequences") or 1
-        require_followed(asked, sequences=len(prompts) * each)
+        require_followed(asked, self.model, sequences=len(prompts) * each)
         self._begin(prompts, kwargs, each=each)
         if len(self.tracks) > 1:
             self._ends = end_tokens(asked)

@@ -46,6 +46,13 @@ def test_ways_to_cache_and_to_prefill_change_nothing(options):
     subject = tiny_llava(seed=2)
     inputs = inputs_of(subject, picture())
     options = {name: one() if isinstance(one, type) else one for name, one in options.items()}
+    if "prefill_chunk_size" in options and not hasattr(
+        subject.model, "_prepare_multimodal_encoder_kwargs_for_generation"
+    ):
+        # Without a recorder such a release gives another answer than to the whole prompt.
+        with pytest.raises(CaptureError, match="splits a prompt without its pictures in this release"):
+            _recorded(subject, inputs, **options)
+        return
     _same(_recorded(subject, inputs, **options), _recorded(subject, inputs), 2e-5)
 
 

@@ -122,7 +122,13 @@ def test_gradient_checkpointing_changes_nothing_though_layers_run_again(reentran
     act = lambda inputs: subject.model(**inputs, use_cache=False).logits.sum().backward()  # noqa: E731
     _equal(_recorded(subject, "forward", act=act), plain["forward"])
     assert len(runs) == (2 if training else 1), "the backward pass must have run the layers again"
-    _equal(_recorded(subject, "generate"), plain["generate"])
+    with torch.no_grad():
+        cached = subject.model(**inputs_of(subject, picture()), use_cache=True).past_key_values
+    if cached is None:  # older releases keep no keys while they train so
+        with pytest.raises(CaptureError, match="keep use_cache on in generate"):
+            _recorded(subject, "generate")
+    else:
+        _equal(_recorded(subject, "generate"), plain["generate"])
 
 
 # Offloading -----------------------------------------------------------------------------------------------------------
@@ -146,21 +152,23 @@ def _drawn(pipeline):
     return recorder.result()
 
 
-def test_an_offloaded_pipeline_has_the_same_record():
+@pytest.mark.parametrize("way", ["models", "layers", "groups"])
+def test_an_offloaded_pipeline_has_the_same_record(way):
     import accelerate
 
-    whole = _drawn(tiny_sd(seed=4))
-    for way in ("models", "layers", "groups"):
-        pipeline = tiny_sd(seed=4)
-        if way == "models":
-            pipeline.enable_model_cpu_offload(device="cpu")
-        elif way == "layers":
-            accelerate.cpu_offload(pipeline.unet, torch.device("cpu"))
-            assert pipeline.unet.conv_in.weight.is_meta
-        else:
-            cpu = torch.device("cpu")
+    pipeline, cpu = tiny_sd(seed=4), torch.device("cpu")
+    if way == "models":
+        for part in ("text_encoder", "unet", "vae"):  # as enable_model_cpu_offload does, which wants a GPU
+            accelerate.cpu_offload_with_hook(getattr(pipeline, part), cpu)
+    elif way == "layers":
+        accelerate.cpu_offload(pipeline.unet, cpu)
+        assert pipeline.unet.conv_in.weight.is_meta
+    else:
+        try:
             pipeline.unet.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
-        _equal(_drawn(pipeline), whole)
+        except AttributeError:
+            pytest.skip("this release of diffusers offloads groups from a GPU alone")
+    _equal(_drawn(pipeline), _drawn(tiny_sd(seed=4)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="keys are offloaded from a GPU alone, and there is none")
@@ -221,9 +229,9 @@ def test_a_generate_that_compiles_its_steps_is_refused_before_it_does(plain):
     with pytest.raises(CaptureError, match=r"compiles its steps.* give it disable_compile=True, or the default cache"):
         _recorded(subject, "generate", act=act)
     assert not passes
+    subject = _subject()
     record = _recorded(subject, "generate", act=lambda inputs: act(inputs, disable_compile=True))
     _equal(record, plain["generate"], allowed=2e-5)
-    act(inputs_of(subject, picture()))  # outside the context it may
 
 
 # torch.func and tensors without values --------------------------------------------------------------------------------
