@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,20 @@ from probe.errors import FileError, InputError, ProbeError
 from probe.layout import PatchGrid
 from probe.provenance import Certificate, Source
 
-__all__ = ["load", "save", "write_beside"]
+__all__ = ["load", "load_with_notes", "save", "write_beside"]
 
 _FORMAT = 1
 _PARTS = ("values", "token_mean", "rest")
 _PLAIN = ("quantity", "query_kind", "text", "softmax_over", "query_row")
 
 
-def save(record: AttentionRecord, path: str | os.PathLike[str], *, compact: bool = False) -> Path:
+def save(
+    record: AttentionRecord,
+    path: str | os.PathLike[str],
+    *,
+    compact: bool = False,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:
     """The path of the file written: one ``.safetensors`` file that holds the whole record.
 
     The file is written beside and renamed, so that no reader ever sees half of it.
@@ -36,6 +42,7 @@ def save(record: AttentionRecord, path: str | os.PathLike[str], *, compact: bool
     ----------
     compact : True keeps 16 bits a value with one float32 scale a row (relative to the row's largest value the error is below
         5e-4); by default values are kept exactly.
+    notes : plain JSON values that belong to the record, such as what it was made for; ``load_with_notes`` gives them back.
 
     Raises
     ------
@@ -52,7 +59,7 @@ def save(record: AttentionRecord, path: str | os.PathLike[str], *, compact: bool
     for index, layer in enumerate(record.layers):
         for part in _PARTS:
             tensors |= _packed(f"{index}.{part}", getattr(layer, part), compact=compact)
-    header = json.dumps(_header(record), sort_keys=True)
+    header = json.dumps(_header(record) | ({"notes": dict(notes)} if notes else {}), sort_keys=True)
     metadata = {"groundprobe": str(_FORMAT), "header": header, "sha256": _digest(header, tensors)}
     target = Path(path)
     write_beside(target, lambda beside: beside.write_bytes(to_bytes(tensors, metadata)))
@@ -67,6 +74,17 @@ def load(path: str | os.PathLike[str]) -> AttentionRecord:
     FileError
         If there is no such file, it is no saved record, or it was damaged or changed since.
     """
+    return load_with_notes(path)[0]
+
+
+def load_with_notes(path: str | os.PathLike[str]) -> tuple[AttentionRecord, dict[str, Any]]:
+    """The record kept in a file by ``save``, and the notes that were saved with it; none are an empty dictionary.
+
+    Raises
+    ------
+    FileError
+        As ``load`` does.
+    """
     target = Path(path)
     try:
         metadata, tensors = _read(target)
@@ -80,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> AttentionRecord:
             raise FileError(
                 f"{target} was damaged or changed after it was saved (its checksum does not match); record again."
             )
-        return _record(header, tensors)
+        return _record(header, tensors), header.get("notes", {})
     except FileError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ProbeError) as error:
