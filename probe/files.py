@@ -62,8 +62,19 @@ def save(
     header = json.dumps(_header(record) | ({"notes": dict(notes)} if notes else {}), sort_keys=True)
     metadata = {"groundprobe": str(_FORMAT), "header": header, "sha256": _digest(header, tensors)}
     target = Path(path)
-    write_beside(target, lambda beside: beside.write_bytes(to_bytes(tensors, metadata)))
+    content = to_bytes(tensors, metadata)
+    write_beside(target, lambda beside: _write_in_order(beside, content))
     return target
+
+
+def _write_in_order(path: Path, content: bytes) -> None:
+    """Writes what the library made with its header in order: of its own the same record would be other bytes each time."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode("ascii")
+    header += b" " * (-len(header) % 8)  # tensors begin at multiples of eight
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(memoryview(content)[8 + length :])
 
 
 def load(path: str | os.PathLike[str]) -> AttentionRecord:
