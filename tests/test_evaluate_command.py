@@ -93,7 +93,11 @@ def test_what_is_written_says_how_it_was_made(evaluate, tmp_path):
     data = evaluate("gcg", tmp_path)
     assert data == json.loads((tmp_path / "scores.json").read_text())
     settings = data["settings"]
-    assert (settings["prompt"], settings["refiner"], settings["model"]) == ("Describe the image.", "threshold", "lab/llava")
+    assert (settings["prompt"], settings["refiner"], settings["model"]) == (
+        "Describe the image.",
+        "threshold",
+        "lab/llava",
+    )
     assert re.fullmatch("[0-9a-f]{64}", settings["maps"]["weights"])
     rows = pd.read_parquet(tmp_path / "images.parquet")
     assert list(rows["name"]) == [f"lab {one}" for one in range(SCENES)]
@@ -121,7 +125,9 @@ def test_missing_and_broken_maps_alone_are_made_again(evaluate, counted, tmp_pat
     assert contents(tmp_path) == before
 
 
-def test_a_run_that_stops_between_the_stages_goes_on_without_the_model(shell, evaluate, no_model, monkeypatch, tmp_path):
+def test_a_run_that_stops_between_the_stages_goes_on_without_the_model(
+    shell, evaluate, no_model, monkeypatch, tmp_path
+):
     def stop(*given, **options):
         raise KeyboardInterrupt
 
@@ -163,17 +169,17 @@ def test_of_several_processes_the_first_scores(shell, monkeypatch, tmp_path):
 
 
 def test_read_outs_are_tabulated_from_one_pass(evaluate, no_model, tmp_path):
-    single = evaluate("gcg", tmp_path, "--refiner", "superpixels", "--combine", "first")
+    single = evaluate("png", tmp_path, "--refiner", "superpixels", "--combine", "first")
     no_model()
-    found = evaluate("gcg", tmp_path, "--vary", "combine=mean,first,max", "refiner=threshold,superpixels")["read_outs"]
+    found = evaluate("png", tmp_path, "--vary", "combine=mean,first,max", "refiner=threshold,superpixels")["read_outs"]
     assert [(one["combine"], one["refiner"]) for one in found] == [
         (combine, refiner) for combine in ("mean", "first", "max") for refiner in ("threshold", "superpixels")
     ]
-    assert found[3]["miou"] == single["miou"]
-    assert len({one["miou"]["value"] for one in found}) > 3
+    assert found[3]["average_recall"] == single["average_recall"]
+    assert len({one["average_recall"]["value"] for one in found}) > 3
     frame = pd.read_parquet(tmp_path / "read-outs.parquet")
     same = frame[(frame["combine"] == "first") & (frame["refiner"] == "superpixels") & (frame["control"] == "")]
-    assert same.set_index("measure")["value"]["mIoU"] == single["miou"]["value"]
+    assert same.set_index("measure")["value"]["average recall"] == single["average_recall"]["value"]
 
 
 def test_maps_of_another_question_are_refused(shell, evaluate, checkpoint, tmp_path):
@@ -220,7 +226,7 @@ def test_each_protocol_asks_in_its_own_way(evaluate, counted, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three photographs with one mask each, one of them broken, and captions that are markup."""
+    """Three photographs with one mask each, and captions that are markup."""
     root = tmp_path / "data"
     for number in range(3):
         (root / "masks" / f"p{number}").mkdir(parents=True)
@@ -230,19 +236,26 @@ def folder(tmp_path):
         mask[5:20, 8:30] = 255
         Image.fromarray(mask).save(root / "masks" / f"p{number}" / "red ball.png")
         (root / f"p{number}.txt").write_text("a <b onload=x>red ball</b> & 'more'")
-    (root / "p1.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     return root
 
 
-def test_a_picture_that_fails_is_a_row_with_its_reason_and_a_miss(evaluate, checkpoint, no_model, folder, tmp_path):
-    argv = ("--data", folder, "--model", checkpoint(), "--expressions", "expression")
+def test_a_picture_that_fails_is_a_row_with_its_reason_and_a_miss(shell, evaluate, no_model, tmp_path):
+    root = tmp_path / "data"
+    assert shell("lab", "scenes", "--format", "refcoco", "--count", 2, "--out", root)[0] == 0
+    argv = ("--data", f"refcoco:{root}")
+    whole = evaluate("res", tmp_path / "whole", *argv)
+    pictures = sorted((root / "images").iterdir())
+    pictures[0].write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     data = evaluate("res", tmp_path / "out", *argv)
-    assert list(data["failed"]) == ["p1"]
     rows = pd.read_parquet(tmp_path / "out" / "images.parquet").set_index("name")
-    assert rows["predicted"].tolist() == [1, 0, 1]
-    assert rows.loc["p1", "iou"] == 0
-    assert "p1.png" in rows.loc["p1", "note"]
+    failed = list(data["failed"])
+    assert 0 < len(failed) < len(rows) == SCENES
+    assert rows.loc[failed, "predicted"].tolist() == [0] * len(failed)
+    assert rows.loc[failed, "iou"].tolist() == [0.0] * len(failed)
+    assert all(pictures[0].name in note for note in rows.loc[failed, "note"])
     assert data["giou"]["value"] == pytest.approx(rows["iou"].mean())
+    assert data["giou"]["value"] < whole["giou"]["value"]
+    assert data["images"] == 2  # several expressions share a picture
     no_model()
     assert evaluate("res", tmp_path / "out", *argv)["giou"] == data["giou"]
 
@@ -266,7 +279,10 @@ def test_a_model_without_training_gives_chance_and_says_so(evaluate, checkpoint,
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("gcg", "--vary", "colour=red"), "--vary takes NAME=VALUE,VALUE with a name of combine, reduction, point, refiner"),
+        (
+            ("gcg", "--vary", "colour=red"),
+            "--vary takes NAME=VALUE,VALUE with a name of combine, reduction, point, refiner",
+        ),
         (("gcg", "--vary", "combine=mean,last"), "combine must be one of 'mean', 'first', 'max', found 'last'"),
         (("gcg", "--vary", "refiner=sharp"), "There is no refiner 'sharp'"),
         (("gcg", "--vary", "point=bicubic", "point=bicubic"), "--vary names point twice"),
