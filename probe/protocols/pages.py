@@ -121,19 +121,20 @@ def _card(truth: Truth, prediction: Prediction | None, source: Any, value: float
     """A picture with dashed true and filled predicted outlines, its text, and its phrases with colours and IoU."""
     parts = prediction.phrases if prediction else ()
     height, width = truth.size
-    drawn = [f"<path class='true' d='{_outline(one.mask)}'/>" for one in truth.phrases]
+    drawn = [_true_path(_outline(one.mask)) for one in truth.phrases]
     labels = []
     for number, one in enumerate(parts):
         colour = COLOURS[number % len(COLOURS)]
-        drawn.append(f"<path class='found' style='--c:{colour}' d='{_outline(one.mask)}'/>")
+        drawn.append(
+            f"<path d='{_outline(one.mask)}' fill='{colour}' fill-opacity='0.25' stroke='{colour}' {_width(2)}/>"
+        )
         if one.point is not None:
-            radius = max(height, width) / 90
-            drawn.append(
-                f"<circle class='point' style='--c:{colour}' cx='{one.point[1] + 0.5}' cy='{one.point[0] + 0.5}' r='{radius:.2f}'/>"
-            )
+            row, col = one.point
+            place = f"cx='{col + 0.5}' cy='{row + 0.5}' r='{max(height, width) / 90:.2f}'"
+            drawn.append(f"<circle {place} fill='{colour}' stroke='#fff' {_width(1.5)}/>")
         best = ious([one.mask], [true.mask for true in truth.phrases])
         shown = f"IoU {best.max():.2f}" if best.size else ""
-        labels.append(f"<li><i style='--c:{colour}'></i>{escape(one.text)} <small>{shown}</small></li>")
+        labels.append(f"<li><i style='background:{colour}'></i>{escape(one.text)} <small>{shown}</small></li>")
     said = prediction.text if prediction else ""
     true = "; ".join(one.text for one in truth.phrases)
     return (
@@ -142,6 +143,19 @@ def _card(truth: Truth, prediction: Prediction | None, source: Any, value: float
         f"<h3>{escape(truth.name)} <small>{value:.2f}</small></h3><p>{escape(said)}</p><ul>{''.join(labels)}</ul>"
         f"<p class='true'>true: {escape(true)}</p>{f'<p class=note>{escape(note)}</p>' if note else ''}</div></article>"
     )
+
+
+def _true_path(outline: str) -> str:
+    """A true outline: white dashes on a dark line, to be seen on any picture."""
+    return (
+        f"<path d='{outline}' fill='none' stroke='#000' stroke-opacity='0.6' {_width(3)}/>"
+        f"<path d='{outline}' fill='none' stroke='#fff' stroke-dasharray='5 4' {_width(1.6)}/>"
+    )
+
+
+def _width(pixels: float) -> str:
+    """A line of that many pixels of the screen, whatever the picture is scaled to."""
+    return f"stroke-width='{pixels}' vector-effect='non-scaling-stroke' fill-rule='evenodd'"
 
 
 def _picture(source: Any, size: tuple[int, int]) -> str:
