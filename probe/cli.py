@@ -18,6 +18,7 @@ from probe.errors import ProbeError, did_you_mean
 __all__ = ["main"]
 
 _DESCRIPTION = "See where a vision-language model looks when it says a word."
+_EVALUATE = "A model under a published protocol: maps, then masks, then scores with intervals and controls."
 _LAB = "Small models and scenes that make everything runnable offline."
 _TRAIN = "Models that are trained, or made from weights that others trained."
 
@@ -124,7 +125,7 @@ def _parser(argv: Sequence[str]) -> tuple[Any, dict[str, _Verb]]:
     from jsonargparse import set_parsing_settings
 
     import probe
-    from probe.commands import LAB_VERBS, TRAIN_VERBS, VERBS
+    from probe.commands import EVALUATE_VERBS, LAB_VERBS, TRAIN_VERBS, VERBS
 
     set_parsing_settings(docstring_parse_style=DocstringStyle.NUMPYDOC)
     kind = _parser_class()
@@ -135,7 +136,8 @@ def _parser(argv: Sequence[str]) -> tuple[Any, dict[str, _Verb]]:
     added = parser.add_subcommands()
     for name, verb in verbs.items():
         added.add_subcommand(name, verb.parser, help=_summary(verb.function))
-    for group, about, functions in (("lab", _LAB, LAB_VERBS), ("train", _TRAIN, TRAIN_VERBS)):
+    groups = (("evaluate", _EVALUATE, EVALUATE_VERBS), ("lab", _LAB, LAB_VERBS), ("train", _TRAIN, TRAIN_VERBS))
+    for group, about, functions in groups:
         outer = kind(exit_on_error=False, description=about)
         # The library wants a subcommand's own subcommands added after it.
         added.add_subcommand(group, outer, help=about)
@@ -180,11 +182,12 @@ def _arguments(kind: Any, function: Callable[..., Any], *, bare: bool) -> Any:
     if bare:
         return parser
     several = [key for key, annotation in function.__annotations__.items() if annotation == "Sequence[str]"]
+    words = [key for key, annotation in function.__annotations__.items() if annotation == "Words"]
     listed = [key for key, annotation in function.__annotations__.items() if annotation == "list[str]"]
     optional = [key for key, annotation in function.__annotations__.items() if annotation == "OptionalWord"]
     switches = [key for key, annotation in function.__annotations__.items() if annotation == "bool"]
     planned = {"plan"} & function.__annotations__.keys()
-    skipped = {*several, *listed, *optional, *switches, *planned}
+    skipped = {*several, *words, *listed, *optional, *switches, *planned}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
     described = {one.arg_name: one.description for one in parse(function.__doc__ or "", DocstringStyle.NUMPYDOC).params}
     for key in optional:
@@ -194,6 +197,8 @@ def _arguments(kind: Any, function: Callable[..., Any], *, bare: bool) -> Any:
     for key in several:
         help_text = f"{described.get(key)} May be given several times."
         parser.add_argument(f"--{key}", action="append", default=[], help=help_text)
+    for key in words:
+        parser.add_argument(f"--{key}", nargs="+", action="extend", default=[], help=described.get(key))
     for key in switches:
         parser.add_argument(f"--{key}", action="store_true", help=described.get(key))
     parser.add_argument("--json", action="store_true", help="Print the same numbers as one line of JSON.")
@@ -204,12 +209,11 @@ def _arguments(kind: Any, function: Callable[..., Any], *, bare: bool) -> Any:
 
 def _add_plan(parser: Any, plan: Any) -> None:
     """Options for every field of a plan, and one for a YAML file of them, which single options come before."""
+    from probe.training.plans import TrainingPlan
     from probe.training.recipes import RECIPES
 
-    shipped = ", ".join(RECIPES)
-    parser.add_argument(
-        "--config", action="config", help=f"YAML file with any of these settings, or a recipe: {shipped}."
-    )
+    shipped = f", or a recipe: {', '.join(RECIPES)}" if plan is TrainingPlan else ""
+    parser.add_argument("--config", action="config", help=f"YAML file with any of these settings{shipped}.")
     parser.add_class_arguments(plan, None, as_group=False)
 
 

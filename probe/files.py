@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,20 @@ from probe.layout import PatchGrid
 from probe.provenance import Certificate, Source
 from probe.writing import write_beside
 
-__all__ = ["load", "save"]
+__all__ = ["load", "load_with_notes", "save"]
 
 _FORMAT = 1
 _PARTS = ("values", "token_mean", "rest")
 _PLAIN = ("quantity", "query_kind", "text", "softmax_over", "query_row")
 
 
-def save(record: AttentionRecord, path: str | os.PathLike[str], *, compact: bool = False) -> Path:
+def save(
+    record: AttentionRecord,
+    path: str | os.PathLike[str],
+    *,
+    compact: bool = False,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:
     """The path of the file written: one ``.safetensors`` file that holds the whole record.
 
     The file is written beside and renamed, so that no reader ever sees half of it.
@@ -35,6 +42,7 @@ def save(record: AttentionRecord, path: str | os.PathLike[str], *, compact: bool
     ----------
     compact : True keeps 16 bits a value with one float32 scale a row (relative to the row's largest value the error is below
         5e-4); by default values are kept exactly.
+    notes : plain JSON values that belong to the record, such as what it was made for; ``load_with_notes`` gives them back.
 
     Raises
     ------
@@ -51,11 +59,22 @@ def save(record: AttentionRecord, path: str | os.PathLike[str], *, compact: bool
     for index, layer in enumerate(record.layers):
         for part in _PARTS:
             tensors |= _packed(f"{index}.{part}", getattr(layer, part), compact=compact)
-    header = json.dumps(_header(record), sort_keys=True)
+    header = json.dumps(_header(record) | ({"notes": dict(notes)} if notes else {}), sort_keys=True)
     metadata = {"groundprobe": str(_FORMAT), "header": header, "sha256": _digest(header, tensors)}
     target = Path(path)
-    write_beside(target, lambda beside: beside.write_bytes(to_bytes(tensors, metadata)))
+    content = to_bytes(tensors, metadata)
+    write_beside(target, lambda beside: _write_in_order(beside, content))
     return target
+
+
+def _write_in_order(path: Path, content: bytes) -> None:
+    """Writes what the library made with its header in order: of its own the same record would be other bytes each time."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode("ascii")
+    header += b" " * (-len(header) % 8)  # tensors begin at multiples of eight
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(memoryview(content)[8 + length :])
 
 
 def load(path: str | os.PathLike[str]) -> AttentionRecord:
@@ -65,6 +84,17 @@ def load(path: str | os.PathLike[str]) -> AttentionRecord:
     ------
     FileError
         If there is no such file, it is no saved record, or it was damaged or changed since.
+    """
+    return load_with_notes(path)[0]
+
+
+def load_with_notes(path: str | os.PathLike[str]) -> tuple[AttentionRecord, dict[str, Any]]:
+    """The record kept in a file by ``save``, and the notes that were saved with it; none are an empty dictionary.
+
+    Raises
+    ------
+    FileError
+        As ``load`` does.
     """
     target = Path(path)
     try:
@@ -79,7 +109,7 @@ def load(path: str | os.PathLike[str]) -> AttentionRecord:
             raise FileError(
                 f"{target} was damaged or changed after it was saved (its checksum does not match); record again."
             )
-        return _record(header, tensors)
+        return _record(header, tensors), header.get("notes", {})
     except FileError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ProbeError) as error:

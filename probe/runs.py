@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import tee
+from itertools import count, tee
 from typing import TYPE_CHECKING, Any, Literal
 
 from probe.attention import AttentionRecord
@@ -194,10 +195,20 @@ def score_examples(
 
     chosen = _reading(subject, reading, quantity)
     options: dict[str, Any] = {"quantity": quantity, "timesteps": timesteps, "seed": seed}
-    first, second = tee(records_of(subject, examples, prompt=prompt, verify=verify, **options))
+    seen: deque[str] = deque()
+    followed = _noting(examples, seen)
+    first, second = tee(records_of(subject, followed, prompt=prompt, verify=verify, **options))
     records, masks = (one for one, _ in first), (two for _, two in second)
+    pictures = (seen.popleft() for _ in count())
     with threads_for(subject.model):
-        return score_heads(records, masks, metric=metric, reading=chosen, seed=seed)
+        return score_heads(records, masks, pictures=pictures, metric=metric, reading=chosen, seed=seed)
+
+
+def _noting(examples: Iterable[Example], seen: deque[str]) -> Iterator[Example]:
+    """The same examples; what tells the picture of each from others is added to ``seen`` as it is drawn."""
+    for one in examples:
+        seen.append(one.picture)
+        yield one
 
 
 def profile_examples(

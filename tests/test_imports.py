@@ -25,6 +25,7 @@ MODELS = (
     "probe.models",
     "probe.pipelines",
     "probe.runs",
+    "probe.protocols",
 )
 
 #: Package or module -> what nothing in it may import, also inside a function.

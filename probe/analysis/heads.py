@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from probe.analysis.concentration import PEAKS
 from probe.analysis.metrics import find_metric
 from probe.analysis.scorer import Combine, ImageScorer, Reading, ScoreSettings
-from probe.analysis.stats import Interval, Intervals, PoissonBootstrap
+from probe.analysis.stats import Interval, Intervals, Pictures, PoissonBootstrap
 from probe.analysis.structure import Cell, Structure
 from probe.analysis.targets import Masks, in_step
 from probe.attention import AttentionRecord
@@ -35,6 +36,7 @@ def score_heads(
     records: Iterable[AttentionRecord],
     masks: Iterable[Masks],
     *,
+    pictures: Iterable[Hashable] | None = None,
     metric: str | Sequence[str] = "pointing",
     reading: Reading = "minus mean",
     combine: Combine = "mean",
@@ -53,6 +55,8 @@ def score_heads(
         too. May be a generator.
     masks : for each image, phrase -> (height, width) mask of the original image's size, or pairs of the two. A key is a phrase,
         (phrase, occurrence) or (start, end) characters of ``record.text``. May be a generator; both are read in step.
+    pictures : for each record, what tells its picture from others, where several records can be of one picture: these are then
+        drawn together by the bootstrap, stand on one side of the held-out split, and count as one image.
     metric : one name or several of ``probe.analysis.metrics.METRICS``.
     reading : what the rows of single heads read: each head's map "minus mean" (Eq. 3) or its "attention" as recorded.
     combine : how the maps of a phrase's tokens become one: "mean", "first" or "max".
@@ -84,9 +88,13 @@ def score_heads(
     for name in names:
         find_metric(name)
     tally = HeadTally(ScoreSettings(names, reading, combine, replicates, confidence, seed))
+    own = count() if pictures is None else iter(pictures)
     for index, record, of_image in in_step(records, masks):
+        picture: Hashable = next(own, None)
+        if picture is None:
+            raise InputError(f"There are {index} pictures but more records; give one for each record, or none at all.")
         try:
-            tally.add(index, record, of_image)
+            tally.add(picture, record, of_image)
         except InputError as error:
             raise InputError(f"Image {index}: {error}") from None
     return tally.result()
@@ -99,10 +107,10 @@ class HeadTally:
         self.settings = settings
         self._scorer = ImageScorer(settings)
         self._structure: Structure | None = None
-        self._images = self._phrases = 0
+        self._pictures, self._phrases = Pictures(), 0
 
-    def add(self, index: int, record: AttentionRecord, masks: Masks) -> None:
-        """Adds the image of this index.
+    def add(self, picture: Hashable, record: AttentionRecord, masks: Masks) -> None:
+        """Adds a record of this picture.
 
         Raises
         ------
@@ -113,10 +121,12 @@ class HeadTally:
         if self._structure is None:
             self._begin(found)
         found.require_like(self._structure or found)
-        sums, counts, count = self._scorer.score(record, masks)
-        self._halves[index % 2].add(index, sums[: self._scored], counts[: self._scored])
-        self._peaked.add(index, sums[self._scored :], counts[self._scored :])
-        self._phrases, self._images = self._phrases + count, self._images + 1
+        sums, counts, phrases = self._scorer.score(record, masks)
+        number, new = self._pictures.number(picture), self._pictures.new(picture, counts)
+        scored, peaked = np.split(np.stack([sums, counts, new]), [self._scored], axis=1)
+        self._halves[number % 2].add(number, scored[0], scored[1], new=scored[2] > 0)
+        self._peaked.add(number, peaked[0], peaked[1], new=peaked[2] > 0)
+        self._phrases += phrases
 
     def _begin(self, structure: Structure) -> None:
         self._structure, self._cells = structure, structure.cells(self.settings.metrics)
@@ -137,15 +147,19 @@ class HeadTally:
         Raises
         ------
         InputError
-            If there is none.
+            If there is none, or no phrase in any of them.
         """
         if self._structure is None:
             raise InputError("There is no image to score: records and masks are empty.")
+        if not self._phrases:
+            raise InputError(
+                f"There is no phrase to score in {len(self._pictures)} images; give data whose texts have phrases with masks."
+            )
         confidence = self.settings.confidence
         both = self._halves[0] + self._halves[1]
         return HeadScores(
             settings=self.settings,
-            images=self._images,
+            images=len(self._pictures),
             phrases=self._phrases,
             quantity=self._structure.quantity,
             layers=self._structure.layers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from math import nan
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from probe.errors import InputError
 
-__all__ = ["Interval", "Intervals", "PoissonBootstrap", "poisson_weights"]
+__all__ = ["Interval", "Intervals", "Pictures", "PoissonBootstrap", "poisson_weights"]
 
 #: Images kept back before their weights are multiplied in: one matrix product for 32 images instead of 32 outer products.
 BATCH = 32
@@ -57,6 +58,34 @@ def poisson_weights(index: int, *, replicates: int, seed: int = 0) -> NDArray[np
     return np.random.Generator(np.random.Philox(key=key)).poisson(1.0, replicates).astype(np.float64)
 
 
+class Pictures:
+    """Numbers of pictures by what tells them apart: examples that share a picture are drawn together or not at all.
+
+    Memory is a bit for each picture and cell, and the key.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+        self._counted: list[NDArray[np.uint8]] = []
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def number(self, picture: Hashable) -> int:
+        """The picture's number, from 0 in the order in which they came."""
+        return self._numbers.setdefault(picture, len(self._numbers))
+
+    def new(self, picture: Hashable, counts: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(cell,) where this example is the first of its picture to count."""
+        number, here = self.number(picture), np.asarray(counts) > 0
+        if number == len(self._counted):
+            self._counted.append(np.packbits(here))
+            return here
+        before = np.unpackbits(self._counted[number], count=len(here)).astype(bool)
+        self._counted[number] = np.packbits(before | here)
+        return np.asarray(here & ~before)
+
+
 class PoissonBootstrap:
     """Running sums from which a mean over phrases and its bootstrap interval over images are read at any time.
 
@@ -86,10 +115,20 @@ class PoissonBootstrap:
         self._drawn = np.zeros((2, replicates, cells))  # the same sums and phrases in each replicate
         self._waiting: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
 
-    def add(self, index: int, sums: NDArray[np.float64], counts: NDArray[np.float64]) -> None:
-        """Adds the image of this index: (cell,) sums of its phrases' scores, and how many phrases were summed in each cell."""
+    def add(
+        self,
+        index: int,
+        sums: NDArray[np.float64],
+        counts: NDArray[np.float64],
+        *,
+        new: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Adds the image of this index: (cell,) sums of its phrases' scores, and how many phrases were summed in each cell.
+
+        An index that comes again is drawn as often as before; ``new`` then says in which cells the image was not counted yet.
+        """
         sums = np.where(counts > 0, sums, 0.0)
-        self._totals += np.stack([sums, counts, counts > 0])
+        self._totals += np.stack([sums, counts, counts > 0 if new is None else new])
         self._waiting.append((index, sums, np.asarray(counts, dtype=np.float64)))
         if len(self._waiting) >= BATCH:
             self._settle()

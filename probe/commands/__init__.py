@@ -9,6 +9,7 @@ from probe.commands.comparing import compare
 from probe.commands.converting import convert_difflmm
 from probe.commands.demonstration import demo
 from probe.commands.emerging import emergence
+from probe.commands.evaluating import evaluate_gcg, evaluate_pacc, evaluate_png, evaluate_res
 from probe.commands.lab import lab_scenes, lab_train
 from probe.commands.recording import record
 from probe.commands.scoring import score
@@ -16,7 +17,7 @@ from probe.commands.segmenting import segment
 from probe.commands.training import train_difflmm, train_llava
 from probe.reports import Report
 
-__all__ = ["LAB_VERBS", "TRAIN_VERBS", "VERBS"]
+__all__ = ["EVALUATE_VERBS", "LAB_VERBS", "TRAIN_VERBS", "VERBS"]
 
 #: Name at the shell -> the function whose signature and docstring make its options and help.
 VERBS: dict[str, Callable[..., Report]] = {
@@ -27,6 +28,12 @@ VERBS: dict[str, Callable[..., Report]] = {
     "compare": compare,
     "emergence": emergence,
     "check": check,
+}
+EVALUATE_VERBS: dict[str, Callable[..., Report]] = {
+    "gcg": evaluate_gcg,
+    "pacc": evaluate_pacc,
+    "res": evaluate_res,
+    "png": evaluate_png,
 }
 LAB_VERBS: dict[str, Callable[..., Report]] = {"train": lab_train, "scenes": lab_scenes}
 TRAIN_VERBS: dict[str, Callable[..., Report]] = {

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
-from probe.analysis.stats import Interval, poisson_weights
+from probe.analysis.stats import Interval, Pictures, poisson_weights
 from probe.errors import InputError
 from probe.evaluation.run_lengths import RunLengths, area
 
@@ -63,16 +63,21 @@ class AveragePrecision:
         self.matcher.params.maxDets = [MOST]
         self._matched: defaultdict[str, list[_Matched]] = defaultdict(list)
         self._names: list[str] = []
+        self._drawn: list[int] = []  # the number of the picture that each example shows
+        self._pictures = Pictures()
 
-    def add(self, name: str, predicted: Sequence[Masked], true: Sequence[Masked]) -> None:
-        """Adds the picture of this name: its predicted and its true masks."""
-        picture = len(self._names)
+    def add(
+        self, name: str, predicted: Sequence[Masked], true: Sequence[Masked], *, picture: str | None = None
+    ) -> None:
+        """Adds the example of this name: its predicted and its true masks; those that share a picture are drawn together."""
+        number = len(self._names)
         self._names.append(name)
+        self._drawn.append(self._pictures.number(name if picture is None else picture))
         for category in {one.category for one in (*predicted, *true)}:
             found = self._match(category, predicted, true)
             scores = np.array(found["dtScores"], dtype=np.float64)
             hits = np.asarray(found["dtMatches"]) > 0
-            self._matched[category].append(_Matched(picture, name, hits, scores, len(found["gtIds"])))
+            self._matched[category].append(_Matched(number, name, hits, scores, len(found["gtIds"])))
 
     def _match(self, category: str, predicted: Sequence[Masked], true: Sequence[Masked]) -> dict[str, list[int]]:
         """What COCOeval says of one picture and category."""
@@ -134,18 +139,17 @@ class AveragePrecision:
         found = []
         for value, drawn in zip(self.values(), replicated.T, strict=True):
             drawn = drawn[~np.isnan(drawn)]
-            enough = len(self._names) > 1 and len(drawn) > 0
+            enough = len(self._pictures) > 1 and len(drawn) > 0
             low, high = np.quantile(drawn, (tail, 1 - tail)) if enough else (nan, nan)
-            found.append(Interval(value, float(low), float(high), len(self._names), true))
+            found.append(Interval(value, float(low), float(high), len(self._pictures), true))
         return found[0], found[1]
 
     def replicated(self) -> NDArray[np.float64]:
         """(replicate, 2) AP and AP50 of pictures drawn with replacement: those that ``PoissonBootstrap`` draws of this seed."""
         drawn = [
-            poisson_weights(one, replicates=self.replicates, seed=self.seed).astype(np.uint8)
-            for one in range(len(self._names))
+            poisson_weights(one, replicates=self.replicates, seed=self.seed).astype(np.uint8) for one in self._drawn
         ]
-        # Small numbers, a byte each: there is one for each replicate and picture.
+        # Small numbers, a byte each: there is one for each replicate and example.
         weights = np.stack(drawn, 1) if drawn else np.zeros((self.replicates, 0), dtype=np.uint8)
         sums, known = np.zeros((2, self.replicates, 2))
         places = self._order()

@@ -66,6 +66,11 @@ class Example:
             self._check_span(phrase)
             size = self._checked_size(phrase, size)
 
+    @property
+    def picture(self) -> str:
+        """The same for examples that share a picture; a picture in memory belongs to its example alone."""
+        return str(self.image) if isinstance(self.image, Path) else f"picture of {self.name}"
+
     def _check_span(self, phrase: ExamplePhrase) -> None:
         length = len(self.text)
         if not 0 <= phrase.start < phrase.end <= length:

@@ -85,6 +85,7 @@ class GroundedConversations:
         self._precision = {one: AveragePrecision(seed=seed) for one in VARIANTS}
         self._other = OtherPicture()
         self._texts: list[tuple[str, tuple[str, ...]]] = []
+        self._truths: list[Truth] = []
 
     def add(self, truth: Truth, prediction: Prediction | None) -> None:
         """Scores one picture."""
@@ -99,12 +100,13 @@ class GroundedConversations:
         values["similarity", ""] = [float(alike[one, overlaps[:, one].argmax()]) for one in range(len(true.words))
                                     if len(found.words) and overlaps[:, one].max() > 0]  # fmt: skip
         values |= self._controls(truth, found, true, overlaps, alike)
-        self._tally.add(values)
+        self._tally.add(truth, values)
         counts = {name.replace("recall, ", ""): len(matched) for name, matched in pairs.items()}
         lost = counts["optimal"] - counts["legacy"]
         self._tally.row(truth, prediction, miou=values["mIoU", ""][0], **counts, lost=lost)
-        self._precision[""].add(truth.name, _masked(found.masks), _masked(true.masks))
+        self._precision[""].add(truth.name, _masked(found.masks), _masked(true.masks), picture=truth.picture)
         self._texts.append((prediction.text, (truth.text, *truth.references)))
+        self._truths.append(truth)
         self._other.keep(truth, prediction)
 
     def _controls(
@@ -120,14 +122,14 @@ class GroundedConversations:
         in_boxes = ious(boxes, true.masks)
         score("centre box", in_boxes, alike)
         values["mIoU", "centre box"] = [paired_iou(in_boxes)]
-        self._precision["centre box"].add(truth.name, _masked(boxes), _masked(true.masks))
+        self._precision["centre box"].add(truth.name, _masked(boxes), _masked(true.masks), picture=truth.picture)
         if other := self._other.prediction(truth):
             masks = self._other.masks(truth)
             elsewhere = ious(masks, true.masks)
             words = [one.text for one in other.phrases]
             score("shuffled", elsewhere, similarities(self.encoder, true.words, words))
             values["mIoU", "shuffled"] = [paired_iou(elsewhere)]
-            self._precision["shuffled"].add(truth.name, _masked(masks), _masked(true.masks))
+            self._precision["shuffled"].add(truth.name, _masked(masks), _masked(true.masks), picture=truth.picture)
         if len(found.masks) > 1:
             score("other phrase", np.roll(overlaps, 1, axis=0), alike)
         # Words or masks that are perfect leave the other of the two to decide.
@@ -144,15 +146,16 @@ class GroundedConversations:
             more |= {(measure, one): (WHAT[measure], found[place]) for one, found in precise.items()}
         images = self._tally.images()
         settings = {"similarity of words": self.encoder.name}
-        notes = list(self._tally.notes())
+        notes, unavailable = list(self._tally.notes()), {}
         if self.captions:
             found = score_captions([one for one, _ in self._texts], [one for _, one in self._texts])
             more |= self._of_texts(found)
+            unavailable = dict(found.unavailable)
             notes += [f"{name} is not available: {reason}" for name, reason in found.unavailable.items()]
             settings["words of METEOR and CIDEr"] = found.tokeniser
             for name, each in found.each.items():
                 images[name] = each
-        return Scores("gcg", self._tally.summary(more), images, settings, tuple(notes))
+        return Scores("gcg", self._tally.summary(more), images, settings, tuple(notes), unavailable)
 
     def _of_texts(self, found: CaptionScores) -> dict[Measure, tuple[str, Interval]]:
         """The measures of texts. METEOR as published is no mean over images, and has no interval."""
@@ -164,8 +167,8 @@ class GroundedConversations:
         for name, measure in (("METEOR", "METEOR, each"), ("CIDEr", "CIDEr")):
             if name in found.each:
                 tally = Tally({(measure, ""): ""}, confidence=self.confidence, seed=self.seed)
-                for one in found.each[name]:
-                    tally.add({(measure, ""): [one]})
+                for truth, one in zip(self._truths, found.each[name], strict=True):
+                    tally.add(truth, {(measure, ""): [one]})
                 rows[measure, ""] = (f"{name}, mean over the texts", tally.interval((measure, "")))
         return rows
 

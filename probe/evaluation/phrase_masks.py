@@ -7,7 +7,7 @@ from math import nan
 
 import numpy as np
 
-from probe.analysis.stats import Interval, PoissonBootstrap
+from probe.analysis.stats import Interval, Pictures, PoissonBootstrap
 from probe.errors import InputError
 from probe.evaluation.predictions import PredictedPhrase, Prediction
 from probe.evaluation.run_lengths import RunLengths, area, bounding_box, centre_box, ious, overlap
@@ -68,7 +68,7 @@ class _PhraseMasks:
             if control in ("", "centre box"):
                 overlaps = [0.0 if not found else iou for found, iou in zip(each, overlaps, strict=True)]
             values |= {(name, control): part for name, part in self._measured(kept, overlaps).items()}
-        self._tally.add(values)
+        self._tally.add(truth, values)
         self._keep(truth, prediction, kept, masks)
 
     def _asked(self, truth: Truth, prediction: Prediction) -> list[tuple[TruePhrase, PredictedPhrase | None]]:
@@ -134,7 +134,7 @@ class ReferringExpressions(_PhraseMasks):
         what |= {f"Precision@{one}": f"share of the expressions with an IoU of at least {one}" for one in THRESHOLDS}
         super().__init__(what, confidence=confidence, seed=seed)
         self._whole = PoissonBootstrap(cells=len(WHOLE), seed=seed)
-        self._index = self._expressions = 0
+        self._pictures, self._expressions = Pictures(), 0
 
     def _asked(self, truth: Truth, prediction: Prediction) -> list[tuple[TruePhrase, PredictedPhrase | None]]:
         if len(prediction.phrases) > len(truth.phrases):
@@ -167,8 +167,8 @@ class ReferringExpressions(_PhraseMasks):
                 pairs = [overlap(mask, one.mask) for mask in found] or [(0, area(one.mask))]
                 both[place] += np.mean([one for one, _ in pairs])
                 either[place] += np.mean([one for _, one in pairs])
-        self._whole.add(self._index, both, either)
-        self._index += 1
+        number, new = self._pictures.number(truth.picture), self._pictures.new(truth.picture, either)
+        self._whole.add(number, both, either, new=new)
         self._expressions += len(kept)
         super()._keep(truth, prediction, kept, masks)
 

@@ -79,7 +79,7 @@ class PointAccuracy:
         # The published number is silent about pictures in which nothing was named, which rewards saying little.
         silent = [0.0] if regions and not counted else []
         values |= {("PAcc, silence a miss", control): each or silent for control, each in points.items()}
-        self._tally.add(values)
+        self._tally.add(truth, values)
         named = len({category for category, _ in counted} & set(regions))
         self._tally.row(
             truth, prediction, counted=len(counted), hits=int(sum(hits)), categories=len(regions), named=named
@@ -91,12 +91,12 @@ class PointAccuracy:
         true = [Masked(one.category, one.mask) for one in truth.phrases if one.category]
         found = [Masked(category, one.mask, phrase_score(one)) for category, one in counted]
         boxes = [Masked(one.category, centre_box(area(one.mask), truth.size), one.score) for one in found]
-        self._precision[""].add(truth.name, found, true)
-        self._precision["centre box"].add(truth.name, boxes, true)
+        self._precision[""].add(truth.name, found, true, picture=truth.picture)
+        self._precision["centre box"].add(truth.name, boxes, true, picture=truth.picture)
         if masks := self._other.masks(truth):
             # The phrases keep their categories: what is lost is where they look.
             elsewhere = [Masked(one.category, masks[i % len(masks)], one.score) for i, one in enumerate(found)]
-            self._precision["shuffled"].add(truth.name, elsewhere, true)
+            self._precision["shuffled"].add(truth.name, elsewhere, true, picture=truth.picture)
 
     def _controls(self, truth: Truth, counted: Counted, regions: dict[str, RunLengths]) -> dict[str, list[float]]:
         height, width = truth.size

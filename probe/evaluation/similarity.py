@@ -8,10 +8,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from probe.errors import InputError, ModelError
+from probe.errors import InputError, ModelError, did_you_mean
 from probe.grounding.words import split_words
 
-__all__ = ["BertEncoder", "ExactEncoder", "TextEncoder", "WordEncoder", "similarities", "singular_words"]
+__all__ = [
+    "BertEncoder",
+    "ExactEncoder",
+    "TextEncoder",
+    "WordEncoder",
+    "find_encoder",
+    "similarities",
+    "singular_words",
+]
 
 ARTICLES = frozenset(["a", "an", "the"])
 #: The last word of a noun phrase says what it is of, so that it counts as much as two others.
@@ -75,6 +83,23 @@ class WordEncoder:
     def __call__(self, texts: list[str]) -> NDArray[np.float64]:
         """(phrase, distinct word) how much each word counts in each phrase."""
         return _counted([singular_words(one) for one in texts], last=LAST)
+
+
+def find_encoder(name: str) -> TextEncoder:
+    """The encoder called "words", "exact", "bert" (the published one), or "bert:" and a folder or hub name.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name. Whether a BERT can be loaded shows when it is first used.
+    """
+    kind, _, model = name.partition(":")
+    if kind == "bert":
+        return BertEncoder(model) if model else BertEncoder()
+    if name not in ("words", "exact"):
+        known = ("words", "exact", "bert", "bert:NAME")
+        raise InputError(f"There is no similarity {name!r}; there are {', '.join(known)}.{did_you_mean(name, known)}")
+    return WordEncoder() if name == "words" else ExactEncoder()
 
 
 def singular_words(text: str) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isnan
+from math import isnan, nan
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from probe.analysis.stats import Interval, PoissonBootstrap
+from probe.analysis.stats import Interval, Pictures, PoissonBootstrap
 from probe.errors import InputError
 from probe.evaluation.predictions import PredictedPhrase, Prediction
 from probe.evaluation.run_lengths import RunLengths, resized
@@ -44,10 +45,13 @@ class Scores:
     ----------
     protocol : its name.
     summary : a row for each measure and control: measure, control, what, value, low, high, images, phrases. Percentile intervals
-        by bootstrap over images; ``phrases`` is how many things the value is a mean over or a share of.
-    images : a row for each picture, in order.
+        by bootstrap over images; ``phrases`` is how many things the value is a mean over or a share of. Rows of controls also have
+        "difference", "difference_low" and "difference_high": the measure minus this control on the same images, NaN where that is
+        no mean over images.
+    images : a row for each example, in order.
     settings : what the numbers depend on, by name, such as the similarity of words.
     notes : what a reader of the numbers has to know: pictures without truths, measures that could not be had and why.
+    unavailable : measure -> why there is none.
     """
 
     protocol: str
@@ -55,6 +59,7 @@ class Scores:
     images: pd.DataFrame
     settings: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unavailable: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, measure: str, *, control: str = "") -> float:
         """The value of one row of the summary.
@@ -110,19 +115,22 @@ class Tally:
         self.measures, self.confidence = dict(measures), confidence
         self._place = {name: place for place, name in enumerate(self.measures)}
         self._bootstrap = PoissonBootstrap(cells=len(self.measures), seed=seed)
-        self._images = 0
+        self.pictures = Pictures()
         self.rows: list[dict[str, object]] = []
         self.without_truths: list[str] = []
         self.missed: list[str] = []
 
-    def add(self, values: Mapping[Measure, Sequence[float]]) -> None:
-        """Adds one picture: the values of its phrases, or its one value, for each measure; NaN is left out."""
+    def add(self, truth: Truth, values: Mapping[Measure, Sequence[float]]) -> None:
+        """Adds one example: the values of its phrases, or its one value, for each measure; NaN is left out.
+
+        Examples that share a picture are drawn together.
+        """
         sums, counts = np.zeros((2, len(self.measures)))
         for name, given in values.items():
             known = [one for one in given if not isnan(one)]
             sums[self._place[name]], counts[self._place[name]] = sum(known), len(known)
-        self._bootstrap.add(self._images, sums, counts)
-        self._images += 1
+        number, new = self.pictures.number(truth.picture), self.pictures.new(truth.picture, counts)
+        self._bootstrap.add(number, sums, counts, new=new)
 
     def begin(self, truth: Truth, prediction: Prediction | None) -> Prediction:
         """The prediction to score, one without phrases where there is none; notes what has to be said of the picture."""
@@ -156,14 +164,34 @@ class Tally:
 
         cells = self._bootstrap.intervals(confidence=self.confidence)
         found = {name: (what, cells[self._place[name]]) for name, what in self.measures.items()}
+        drawn = self._bootstrap.replicated()
         rows = [
             {
                 "measure": measure, "control": control, "what": CONTROLS.get(control, what), "value": one.value,
                 "low": one.low, "high": one.high, "images": one.images, "phrases": one.phrases,
+                **self._difference((measure, control), one, found, drawn),
             }
             for (measure, control), (what, one) in {**(more or {}), **found}.items()
         ]  # fmt: skip
         return pd.DataFrame(rows)
+
+    def _difference(
+        self,
+        name: Measure,
+        own: Interval,
+        found: Mapping[Measure, tuple[str, Interval]],
+        drawn: NDArray[np.float64],
+    ) -> dict[str, float]:
+        """The measure minus its control, with the interval of the same draws of images for both."""
+        keys, whole = ("difference", "difference_low", "difference_high"), (name[0], "")
+        if not name[1] or name not in self._place or whole not in self._place:
+            return dict.fromkeys(keys, nan)
+        apart = drawn[:, self._place[whole]] - drawn[:, self._place[name]]
+        apart = apart[~np.isnan(apart)]
+        tail = (1 - self.confidence) / 2
+        enough = own.images > 1 and len(apart) > 0
+        low, high = np.quantile(apart, (tail, 1 - tail)) if enough else (nan, nan)
+        return dict(zip(keys, (found[whole][1].value - own.value, float(low), float(high)), strict=True))
 
     def images(self) -> pd.DataFrame:
         """The rows of the pictures."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from probe.errors import InputError, did_you_mean
@@ -64,12 +63,11 @@ def encode_example(example: Example) -> Truth:
     """
     image = example.image
     size = example.phrases[0].mask.shape if example.phrases else image_size(image)
-    picture = str(image) if isinstance(image, Path) else f"picture of {example.name}"
     phrases = tuple(
         TruePhrase(one.text, one.start, one.end, encode(one.mask), one.category, one.thing, one.plural)
         for one in example.phrases
     )
-    return Truth(example.name, picture, (size[0], size[1]), example.text, phrases, example.references)
+    return Truth(example.name, example.picture, (size[0], size[1]), example.text, phrases, example.references)
 
 
 def pair(

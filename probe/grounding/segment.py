@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-__all__ = ["Segmentation", "SegmentedPhrase", "attend_and_segment", "bicubic_point", "patch_point", "token_maps"]
+__all__ = [
+    "Segmentation",
+    "SegmentedPhrase",
+    "attend_and_segment",
+    "bicubic_point",
+    "patch_point",
+    "recorded_noun_phrases",
+    "token_maps",
+]
 
 Combine = Literal["mean", "first", "max"]
 Reduction = Literal["all-heads", "as-first-released"]
@@ -214,7 +222,13 @@ def _wanted(record: AttentionRecord, phrases: Iterable[Wanted | Phrase] | None) 
         note = getattr(phrases, "note", "")
         given = given_phrases(record.text, phrases)
         return given, note or ("" if given else "No phrase was asked for.")
-    found = noun_phrases(record.text)
+    return recorded_noun_phrases(record)
+
+
+def recorded_noun_phrases(record: AttentionRecord, *, chunker: str = "auto") -> tuple[tuple[Phrase, ...], str]:
+    """The noun phrases of the answer whose root words are among the recorded tokens, and why there are none or fewer; see
+    ``noun_phrases``."""
+    found = noun_phrases(record.text, chunker=chunker)
     spans = [(low, high) for low, high in record.spans if high > low]
     here = [one for one in found if any(max(low, one.root[0]) < min(high, one.root[1]) for low, high in spans)]
     gone = len(found) - len(here)

@@ -204,3 +204,23 @@ def test_records_made_under_another_ablation_are_refused() -> None:
     with pytest.raises(InputError, match=r"ablation is 'zero: \(0, 1\)' but image 0 has ''"):
         score([(first, masks), (ablated, others)])
     score([(first, masks), (second, others)])
+
+
+def test_records_of_one_picture_are_drawn_together_and_count_as_one_image() -> None:
+    records, masks = zip(*make_images(8), strict=True)
+    once = score_heads(records, masks).to_frame()
+    pictures = [number for number in range(8) for _ in range(2)]
+    again = [one for one in records for _ in range(2)], [one for one in masks for _ in range(2)]
+    twice = score_heads(*again, pictures=pictures)
+    assert twice.images == 8
+    frame = twice.to_frame()
+    rows = frame["kind"].isin(["head", "layer", "reading", "held-out"])
+    for column in ("value", "low", "high"):
+        np.testing.assert_allclose(frame[rows][column], once[rows][column], atol=1e-12)
+    with pytest.raises(InputError, match="There are 3 pictures but more records"):
+        score_heads(*again, pictures=pictures[:3])
+
+
+def test_images_without_a_phrase_are_refused() -> None:
+    with pytest.raises(InputError, match="no phrase to score in 2 images"):
+        score_heads([record for record, _ in make_images(2)], [{}, {}])
