@@ -82,9 +82,13 @@ def draw_matchings(ax: Axes, table: pd.DataFrame, model: str) -> None:
     for place, measure_name in enumerate(MATCHINGS):
         rows = part[part["measure"] == measure_name].set_index("control")
         own = rows.loc[""]
-        ax.plot([own["low"], own["high"]], [place] * 2, color=MODELS[model], linewidth=3, alpha=0.35, solid_capstyle="butt")
+        ax.plot(
+            [own["low"], own["high"]], [place] * 2, color=MODELS[model], linewidth=3, alpha=0.35, solid_capstyle="butt"
+        )
         ax.plot(own["value"], place, "o", color=MODELS[model], markersize=4)
-        ax.annotate(f"{own['value']:.2f}", (own["value"], place - 0.3), ha="center", fontsize=SMALL, color=MODELS[model])
+        ax.annotate(
+            f"{own['value']:.2f}", (own["value"], place - 0.3), ha="center", fontsize=SMALL, color=MODELS[model]
+        )
         for control, marker in CONTROLS.items():
             row = rows.loc[control]
             ax.plot([row["low"], row["high"]], [place] * 2, color="0.5", linewidth=0.8)
