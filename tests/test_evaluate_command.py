@@ -245,7 +245,7 @@ def test_a_picture_that_fails_is_a_row_with_its_reason_and_a_miss(shell, evaluat
     argv = ("--data", f"refcoco:{root}")
     whole = evaluate("res", tmp_path / "whole", *argv)
     pictures = sorted((root / "images").iterdir())
-    pictures[0].write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    pictures[0].write_bytes(pictures[0].read_bytes()[:-600])  # its header says all that a reader asks
     data = evaluate("res", tmp_path / "out", *argv)
     rows = pd.read_parquet(tmp_path / "out" / "images.parquet").set_index("name")
     failed = list(data["failed"])
@@ -304,6 +304,5 @@ def test_bad_input_is_one_line_before_anything_runs(refused, no_model, argv, sai
 def test_people_see_a_table(shell, tmp_path):
     code, printed, _ = shell("evaluate", "pacc", "--limit", 3, "--out", tmp_path)
     assert code == 0
-    for word in ("PAcc", "other phrase", "oracle", "paired difference", "index.html")[:2]:
+    for word in ("PAcc", "other phrase", "paired difference", "index.html"):
         assert word in printed
-    assert "index.html" in printed
