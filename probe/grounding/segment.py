@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import nan
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from probe.analysis.formulas import processed_pixels
 from probe.analysis.grids import mean_of_layers
 from probe.attention import AttentionRecord
 from probe.errors import InputError
+from probe.grounding.choices import Combine, PointKind, Reduction
 from probe.grounding.phrases import Phrase, Wanted, given_phrases, noun_phrases, tokens_of_root
 from probe.grounding.refiners import EncodedImage, Refiner, find_refiner, require_one_of
 from probe.images import read_image
@@ -36,9 +37,6 @@ __all__ = [
     "token_maps",
 ]
 
-Combine = Literal["mean", "first", "max"]
-Reduction = Literal["all-heads", "as-first-released"]
-PointKind = Literal["bicubic", "patch centre"]
 Point = tuple[int, int]
 
 #: A map whose values differ by less than this, relative to the attention that was subtracted, differs by rounding alone.

@@ -19,7 +19,7 @@ from probe.attention import AttentionRecord
 from probe.errors import CertificateError, FileError, InputError, ModelError, ProbeError
 from probe.evaluation.examples import Example
 from probe.files import load_with_notes, save
-from probe.grounding.segment import Reduction
+from probe.grounding.choices import Reduction
 from probe.models import Subject
 from probe.protocols.identity import picture_digest
 from probe.protocols.plans import EvaluationPlan, Protocol, Shard

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from probe.errors import InputError
-from probe.grounding.segment import Combine, PointKind, Reduction
+from probe.grounding.choices import Combine, PointKind, Reduction
 
 __all__ = ["EvaluationPlan", "Protocol", "ProtocolName", "ReadOut", "Shard", "default_prompt", "reads_expression"]
 

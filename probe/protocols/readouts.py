@@ -17,8 +17,8 @@ from probe.errors import FileError, InputError, did_you_mean
 from probe.evaluation.examples import Example
 from probe.evaluation.predictions import Prediction, read_predictions, write_predictions
 from probe.evaluation.truths import Truth, encode_example
+from probe.grounding.choices import Combine, PointKind, Reduction
 from probe.grounding.refiners import EncodedImage, Refiner, find_refiner, require_one_of
-from probe.grounding.segment import Combine, PointKind, Reduction
 from probe.images import read_image
 from probe.protocols.identity import weights_digest
 from probe.protocols.maps import MapStore
