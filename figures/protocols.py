@@ -1,4 +1,4 @@
-"""Draws ``figures/protocols.png`` and ``.pdf``: recall by matching, and what refiners make of the same maps, under published protocols.
+"""Draws ``figures/protocols.png`` and ``.pdf``: recall by matching, and what refiners make of the same maps.
 
 ``python figures/protocols.py`` draws from the shipped tables and needs no model; with ``--measure`` the evaluations are run again
 first (about ten minutes on two cores).
