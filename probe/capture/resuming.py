@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from probe.capture.hooks import require_uncompiled, watch_forward
 from probe.capture.modules import attention_modules
-from probe.capture.taps import AttentionCall, edit_registry, watch_registry
+from probe.capture.taps import AttentionCall, edit_registry, forestall_registry, watch_registry
 from probe.errors import CaptureError
 from probe.models import Subject
 
@@ -194,8 +194,8 @@ def resume(
         if answer_alone or layer == last:
             begin, state = layer, trunk.states[layer][:, trunk.first : trunk.stop].expand(count, -1, -1)
         else:
-            state, call = _up_to(trunk, layer, modules, count=count, watch=watch)
-            begin, keys, values = last, [*keys[:last], call.key], [*values[:last], call.value]
+            state, key, value = _up_to(trunk, layer, modules, count=count, watch=watch)
+            begin, keys, values = last, [*keys[:last], key], [*values[:last], value]
         if watch is not None:
             told = watch  # for the type checker: it is not None inside the function either
             stack.enter_context(watch_registry(modules[begin:], lambda one, seen: told(number[one], seen)))
@@ -210,30 +210,32 @@ def resume(
 
 def _up_to(
     trunk: Trunk, layer: int, modules: Sequence[nn.Module], *, count: int, watch: Watch | None
-) -> tuple[Tensor, AttentionCall]:
-    """The scored rows of the state that the last layer is given, and that layer's call, which is not carried out."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The scored rows of the state that the last layer is given, and that layer's keys and values; its attention is not run."""
     decoder, last = trunk.subject.model.get_decoder(), len(modules) - 1
     number = {module: place for place, module in enumerate(modules)}
-    states: list[Tensor] = []
-    calls: list[AttentionCall] = []
+    found: list[Tensor] = []
 
     def see(module: nn.Module, call: AttentionCall) -> None:
-        if module is modules[last]:
-            calls.append(call)
-            raise _Reached
         if watch is not None:
             watch(number[module], call)
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(_state(args, kwargs)[:, trunk.first : trunk.stop])
+        found.append(_state(args, kwargs)[:, trunk.first : trunk.stop])
+
+    def stop(_: nn.Module, key: Tensor, value: Tensor) -> None:
+        found.extend((key, value))
+        raise _Reached
 
     state = trunk.states[layer].expand(count, -1, -1)
-    watched = modules[layer:] if watch is not None else [modules[last]]
-    with watch_forward([decoder.layers[last]], before=keep), watch_registry(watched, see):
+    with ExitStack() as stack:
+        stack.enter_context(watch_forward([decoder.layers[last]], before=keep))
+        stack.enter_context(forestall_registry([modules[last]], stop))
+        stack.enter_context(watch_registry(modules[layer:last] if watch is not None else [], see))
         try:
             _shortened(decoder, decoder.layers[layer:])(inputs_embeds=state, use_cache=False)
         except _Reached:
-            return states[0], calls[0]
+            return found[0], found[1], found[2]
     raise CaptureError(f"A pass that was resumed at layer {layer} did not come to the attention of its last layer.")
 
 

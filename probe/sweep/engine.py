@@ -42,6 +42,10 @@ ATTRIBUTES = frozenset((*COLOURS, *SIZES, *SHAPES))
 #: Largest difference of a token's log-probability between a resumed and a whole pass that is rounding, by the model's number type.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2.5e-1}
 
+# On a CPU at most so many values of a state at a time: in larger batches what layers hand on leaves the processor's caches, and an
+# ablation takes longer than alone.
+_VALUES_AT_ONCE = 2**20
+
 # Effects that need where the heads look, and so every layer's attention in every pass.
 _OF_MAPS = ("pointing", "auroc")
 
@@ -64,7 +68,8 @@ class Engine:
 
     Attributes
     ----------
-    batch : at most so many ablations at a time; may be set to less between calls, where memory is short.
+    batch : at most so many ablations at a time (fewer on a CPU, where large batches are slower); may be set to less between calls,
+        where memory is short.
     notes : what the results should be read with, one line each.
     max_difference : largest difference of a token's log-probability that was found between a resumed and a whole pass.
 
@@ -185,13 +190,22 @@ class Engine:
         for number, cut in enumerate(cuts):
             groups[cut.ablation.layer, cut.ablation.of_answer_alone].append(number)
         found: dict[int, Reading] = {}
-        for numbers in groups.values():
-            for begin in range(0, len(numbers), self.batch):
-                some = numbers[begin : begin + self.batch]
+        for (_, alone), numbers in groups.items():
+            batch = min(self.batch, self._at_once(conversation, alone))
+            for begin in range(0, len(numbers), batch):
+                some = numbers[begin : begin + batch]
                 found |= zip(some, conversation.resumed([cuts[number] for number in some]), strict=True)
         for number in self._to_verify(conversation):
             self._compare(cuts[number], found[number], conversation.whole(cuts[number]), conversation.example.name)
         return [found[number] for number in range(len(cuts))], True
+
+    def _at_once(self, conversation: Conversation, alone: bool) -> int:
+        """How many ablations are run together at best, whatever memory there is."""
+        trunk = conversation.trunk
+        if trunk.logits.device.type != "cpu":
+            return len(self.ablations)
+        rows = trunk.stop - trunk.first if alone else trunk.stop
+        return max(1, _VALUES_AT_ONCE // (rows * trunk.states[0].shape[-1]))
 
     def _cuts(self, conversation: Conversation) -> list[Cut]:
         references: dict[str, HeadMeans | HeadOutputs] = {}

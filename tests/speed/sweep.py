@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--cells", type=int, default=64, help="about so many of all heads, spread over the layers")
     parser.add_argument("--images", type=int, default=12, help="over how many memory is watched")
     parser.add_argument("--growth", action="store_true", help="also by layer, by heads, and memory over images")
