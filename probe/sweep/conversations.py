@@ -152,9 +152,9 @@ class _Maps:
         self.cuts, self.columns = cuts, torch.tensor(conversation.columns)
         self.shape = record.layers[0].values.shape[-2:]
         heads = record.layers[0].values.shape[1]
-        before = [one.values[0].double().sum(0) for one in record.layers[:layer]]
-        start = torch.stack(before).sum(0) if before else record.layers[0].values.new_zeros((), dtype=torch.float64)
-        self.sums = [start.flatten(-2) if before else start for _ in cuts]
+        before = [one.values[0].double().sum(0).cpu() for one in record.layers[:layer]]
+        start = torch.stack(before).sum(0).flatten(-2) if before else torch.zeros((), dtype=torch.float64)
+        self.sums = [start for _ in cuts]
         self.heads = tuple(range(heads))
         self.left = len(record.layers) * heads
         self.modules = conversation.modules
