@@ -24,6 +24,7 @@ __all__ = [
     "edit_registry",
     "edits_of",
     "entered",
+    "forestall_registry",
     "require_known_kernel",
     "rounded_by_autocast",
     "watch_registry",
@@ -67,6 +68,7 @@ class AttentionCall:
 
 Watcher = Callable[[nn.Module, AttentionCall], None]
 Editor = Callable[[nn.Module, AttentionCall], Tensor]
+Forestaller = Callable[[nn.Module, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,7 @@ class Edit:
 _lock = threading.RLock()
 _watchers: dict[nn.Module, tuple[Watcher, ...]] = {}
 _editors: dict[nn.Module, tuple[Edit, ...]] = {}
+_forestallers: dict[nn.Module, tuple[Forestaller, ...]] = {}
 _original: Any = None
 
 #: The edits that are open, a table for each tap; the second adds its own.
@@ -136,6 +139,15 @@ def edit_registry(modules: Iterable[nn.Module], editor: Editor, *, name: str) ->
         yield
 
 
+@contextmanager
+def forestall_registry(modules: Iterable[nn.Module], forestaller: Forestaller) -> Iterator[None]:
+    """Calls ``forestaller(module, key, value)`` before each attention call of these modules, which it may keep from being made by
+    raising: for passes that are run for the keys and values alone.
+    """
+    with entered(_forestallers, modules, forestaller, install=_install, uninstall=_uninstall_if_idle):
+        yield
+
+
 def edits_of(modules: Iterable[nn.Module]) -> tuple[str, ...]:
     """Names of the edits that are open on any of these modules now, through any tap, in the order in which they began."""
     tables = [table for table in EDITS if table]
@@ -186,7 +198,7 @@ def _uninstall_if_idle() -> None:
     from transformers.modeling_utils import AttentionInterface
 
     # Somebody may have wrapped the look-up after us; theirs then still needs ours beneath it, which passes through.
-    idle = not _watchers and not _editors
+    idle = not _watchers and not _editors and not _forestallers
     if idle and _original is not None and AttentionInterface.get_interface is _get_interface:
         AttentionInterface.get_interface = _original
         _original = None
@@ -198,6 +210,9 @@ def _get_interface(interface: Any, attn_implementation: str, default: Any) -> An
 
 
 def _pass_through(kernel: Any, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    for forestaller in _forestallers.get(module, ()):
+        given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        forestaller(module, given["key"], given["value"])
     result = kernel(module, *args, **kwargs)
     for watcher in _watchers.get(module, ()):
         watcher(module, _call(name, module, args, kwargs, result))
