@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,38 +14,25 @@ from torch import Tensor, nn
 from probe.capture.hooks import require_uncompiled, watch_forward
 from probe.capture.modules import attention_modules
 from probe.capture.passes import inputs_with_answer
+from probe.capture.references import HeadMeans, HeadOutputs, fingerprint, require_language_model
 from probe.capture.taps import AttentionCall, edit_registry, watch_registry
 from probe.capture.weights import uniform_rows
 from probe.errors import CaptureError, InputError
 from probe.models import Subject
 from probe.text import shorten
 
-__all__ = ["HeadMeans", "ablate", "check_heads", "mean_outputs"]
+__all__ = ["WAYS", "HeadMeans", "How", "ablate", "check_heads", "editing", "mean_outputs", "without_heads"]
 
 Heads = Iterable[tuple[int, int]]
+How = Literal["zero", "mean", "uniform", "other image"]
+
+#: What can be put in the place of a head.
+WAYS: tuple[How, ...] = ("zero", "mean", "uniform", "other image")
 
 # At most this many rows of a uniform head are made at a time, so that no (token x token) map is ever held.
 _ROWS_AT_ONCE = 256
 
-_MAKE_IT = "make it with mean_outputs() and this very model"
-
-
-@dataclass(frozen=True, eq=False)
-class HeadMeans:
-    """What each head gives out on average over a named set of inputs.
-
-    Attributes
-    ----------
-    name : what the set is, for the record of what was done.
-    rows : number of query rows that were averaged.
-    outputs : (head, channel) float32 mean output for each layer number.
-    weights : fingerprint of the model that gave them, so that those of another are refused; empty where that is not known.
-    """
-
-    name: str
-    rows: int
-    outputs: dict[int, Tensor]
-    weights: str = ""
+_MAKE_IT = "make it with mean_outputs() or head_outputs() and this very model"
 
 
 def mean_outputs(subject: Subject, conversations: Iterable[tuple[Any, str, str]], *, name: str) -> HeadMeans:
@@ -67,7 +52,7 @@ def mean_outputs(subject: Subject, conversations: Iterable[tuple[Any, str, str]]
     """
     from probe.images import read_image
 
-    _require_subject(subject, "mean_outputs")
+    require_language_model(subject, "mean_outputs")
     require_uncompiled(subject.model)
     found = attention_modules(subject.model, subject.family)
     number = {module: layer for layer, (_, module) in enumerate(found)}
@@ -98,7 +83,7 @@ def mean_outputs(subject: Subject, conversations: Iterable[tuple[Any, str, str]]
             "attention functions, so it has no means."
         )
     means = {layer: (total / rows).float() for layer, total in sums.items()}
-    return HeadMeans(name, rows, means, _fingerprint(subject.model))
+    return HeadMeans(name, rows, means, fingerprint(subject.model))
 
 
 @contextmanager
@@ -106,8 +91,8 @@ def ablate(
     subject: Subject,
     *,
     heads: Heads,
-    how: Literal["zero", "mean", "uniform"] = "zero",
-    reference: HeadMeans | None = None,
+    how: How = "zero",
+    reference: HeadMeans | HeadOutputs | None = None,
 ) -> Iterator[None]:
     """A context in which these heads say nothing: in ``generate``, in single passes, and while recording.
 
@@ -121,8 +106,9 @@ def ablate(
     ----------
     heads : (layer, head) of each, by number.
     how : "zero" puts nothing in its place; "mean" its mean output over ``reference``; "uniform" the mean of the values that each
-        row may attend to, as if it looked everywhere alike.
-    reference : from ``mean_outputs``; needed for "mean", and only there.
+        row may attend to, as if it looked everywhere alike; "other image" what it gave out at the same position of the pass in
+        ``reference``, for single passes over as many tokens.
+    reference : from ``mean_outputs`` for "mean", from ``head_outputs`` for "other image"; needed there, and only there.
 
     Raises
     ------
@@ -136,24 +122,42 @@ def ablate(
     for layer, head in pairs:
         chosen[layer].append(head)
     _require_reference(subject, how, reference, chosen)
+
+    def edit(module: nn.Module, call: AttentionCall, layer: int) -> Tensor:
+        return without_heads(module, call, chosen[layer], how=how, reference=reference, layer=layer)
+
+    done = how if reference is None else f"{how} over {reference.name}"
+    with editing(subject, chosen, edit, name=f"{done}: {', '.join(map(str, pairs))}"):
+        yield
+
+
+@contextmanager
+def editing(
+    subject: Subject, layers: Iterable[int], edit: Callable[[nn.Module, AttentionCall, int], Tensor], *, name: str
+) -> Iterator[None]:
+    """A context in which ``edit(module, call, layer)`` stands in the place of what the attention of these layers gives out.
+
+    Raises
+    ------
+    CaptureError
+        If the model is compiled; or, when the context ends, if the model did not run inside, or a layer ran without being edited.
+    """
     require_uncompiled(subject.model)
     found = attention_modules(subject.model, subject.family)
-    layers = {found[layer][1]: layer for layer in chosen}
-    ran, edited = dict.fromkeys(layers, 0), dict.fromkeys(layers, 0)
+    number = {found[layer][1]: layer for layer in layers}
+    ran, edited = dict.fromkeys(number, 0), dict.fromkeys(number, 0)
 
     def count(module: nn.Module, output: Any) -> None:
         ran[module] += 1
 
-    def edit(module: nn.Module, call: AttentionCall) -> Tensor:
+    def replace(module: nn.Module, call: AttentionCall) -> Tensor:
         edited[module] += 1
-        return _without(module, call, chosen[layers[module]], how=how, reference=reference, layer=layers[module])
+        return edit(module, call, number[module])
 
-    done = how if reference is None else f"{how} over {reference.name}"
-    name = f"{done}: {', '.join(map(str, pairs))}"
-    with edit_registry(layers, edit, name=name), watch_forward(layers, after=count):
+    with edit_registry(number, replace, name=name), watch_forward(number, after=count):
         yield
     # Not reached where the body raised: its own error is the one to see.
-    wrong = [f"layer {layers[module]} ran {ran[module]} times and was edited {edited[module]} times" for module in layers
+    wrong = [f"layer {number[module]} ran {ran[module]} times and was edited {edited[module]} times" for module in number
              if ran[module] != edited[module]]  # fmt: skip
     if wrong or not any(ran.values()):
         raise CaptureError(
@@ -170,7 +174,7 @@ def check_heads(subject: Subject, heads: Heads) -> tuple[tuple[int, int], ...]:
     InputError
         If there is none, one does not exist, is named twice, or is not a pair of whole numbers.
     """
-    _require_subject(subject, "ablate")
+    require_language_model(subject, "ablate")
     layers = len(attention_modules(subject.model, subject.family))
     count = subject.model.config.get_text_config().num_attention_heads
     pairs: list[tuple[int, int]] = []
@@ -200,62 +204,41 @@ def _whole_pairs(heads: Any) -> list[tuple[int, int]]:
         ) from None
 
 
-def _require_subject(subject: Any, asked: str) -> None:
-    if not isinstance(subject, Subject):
-        raise InputError(
-            f"{asked}() needs a Subject, found a {type(subject).__name__}; make one with probe.load_model(...)."
-        )
-    if subject.family.kind != "language model":
-        raise InputError(
-            f"{asked}() works on a language model's heads, and {subject.name!r} ({subject.family.name}) has no language model; "
-            "give a vision-language model such as LLaVA."
-        )
-
-
 def _require_reference(subject: Subject, how: Any, reference: Any, layers: Iterable[int]) -> None:
     """Nothing, if the reference is what this way of taking away needs, and was made with this very model."""
-    if how not in ("zero", "mean", "uniform"):
-        raise InputError(f"how must be 'zero', 'mean' or 'uniform', found {how!r}.")
-    if reference is not None and not isinstance(reference, HeadMeans):
-        raise InputError(f"reference must be the HeadMeans of mean_outputs(), found a {type(reference).__name__}.")
-    if (how == "mean") != (reference is not None):
+    if how not in WAYS:
+        raise InputError(f"how must be 'zero', 'mean', 'uniform' or 'other image', found {how!r}.")
+    if reference is not None and not isinstance(reference, (HeadMeans, HeadOutputs)):
         raise InputError(
-            f"how={how!r} {'needs' if how == 'mean' else 'takes no'} reference: the HeadMeans of mean_outputs()."
+            "reference must be the HeadMeans of mean_outputs() or the HeadOutputs of head_outputs(), found a "
+            f"{type(reference).__name__}."
+        )
+    needed = {"mean": HeadMeans, "other image": HeadOutputs}.get(how)
+    if not isinstance(reference, needed or type(None)):
+        maker = "mean_outputs()" if how == "mean" else "head_outputs()"
+        found = "" if reference is None else f"; found {type(reference).__name__}"
+        raise InputError(
+            f"how={how!r} {f'needs reference: the {needed.__name__} of {maker}' if needed else 'takes no reference'}{found}."
         )
     if reference is None:
         return
     absent = [layer for layer in layers if layer not in reference.outputs]
     if absent:
-        raise InputError(f"The reference {reference.name!r} holds no means for layer {absent[0]}; {_MAKE_IT}.")
-    if reference.weights and reference.weights != _fingerprint(subject.model):
+        raise InputError(f"The reference {reference.name!r} holds nothing for layer {absent[0]}; {_MAKE_IT}.")
+    if reference.weights and reference.weights != fingerprint(subject.model):
         raise InputError(
             f"The reference {reference.name!r} was made with another model than {subject.name!r}, or with other weights of it or "
             f"another number type; {_MAKE_IT}."
         )
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """A digest of a few values of every parameter: alike for equal weights, and quick for a model of any size."""
-    digest = hashlib.sha256()
-    picked: dict[torch.device, list[Tensor]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        # What was moved out of memory has no values to look at.
-        if parameter.numel() and not parameter.is_meta:
-            values = parameter.detach().reshape(-1)
-            picked[values.device].append(values[:: max(1, len(values) // 16)][:16].double())
-    for on_device in picked.values():  # one copy from each device, not one for each parameter
-        digest.update(torch.cat(on_device).cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _without(
+def without_heads(
     module: nn.Module,
     call: AttentionCall,
     heads: list[int],
     *,
-    how: str,
-    reference: HeadMeans | None,
+    how: How,
+    reference: HeadMeans | HeadOutputs | None,
     layer: int,
 ) -> Tensor:
     """(batch, query, head, channel) output with these heads replaced; the kernel's own tensor stays as it is."""
@@ -263,12 +246,21 @@ def _without(
     if how == "zero":
         output[:, :, heads] = 0
     elif reference is not None:
-        if reference.outputs[layer].shape != output.shape[2:]:
+        given = reference.outputs[layer]
+        if given.shape[-2:] != output.shape[2:]:
             raise InputError(
-                f"The reference {reference.name!r} holds means of shape {tuple(reference.outputs[layer].shape)}, (head, channel), "
+                f"The reference {reference.name!r} holds outputs of shape {tuple(given.shape[-2:])}, (head, channel), "
                 f"for layer {layer}, which gives out {tuple(output.shape[2:])}; {_MAKE_IT}."
             )
-        output[:, :, heads] = reference.outputs[layer][heads].to(output)
+        if given.ndim == 3:
+            first = call.key.shape[2] - call.query.shape[2]  # queries are the last of the positions that are keys
+            if len(given) < call.key.shape[2] or (first == 0 and len(given) != call.key.shape[2]):
+                raise InputError(
+                    f"The reference {reference.name!r} holds {len(given)} positions, and this pass has {call.key.shape[2]}: give "
+                    "the same prompt and answer with an image that becomes as many tokens."
+                )
+            given = given[first : call.key.shape[2]]
+        output[:, :, heads] = given[..., heads, :].to(output)
     else:
         _spread(module, call, tuple(heads), output)
     return output

@@ -29,13 +29,16 @@ def tolerance_of(dtype: torch.dtype | None, kernel: str) -> float:
 
 
 @torch.no_grad()
-def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, heads: tuple[int, ...]) -> Tensor:
+def attention_rows(
+    module: nn.Module, call: AttentionCall, *, rows: Tensor, heads: tuple[int, ...], cut: Tensor | None = None
+) -> Tensor:
     """(head, row, key) attention weights of these query rows and heads, in float32 (float64 if the queries are).
 
     Parameters
     ----------
     rows : positions along the call's query dimension.
     heads : query heads.
+    cut : (row, key) bool: edges that are taken away before the softmax, beside what the kernel does not attend to anyway.
 
     Raises
     ------
@@ -53,6 +56,8 @@ def attention_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, head
     if cap is not None and call.kernel.split("|")[-1] in _SOFTCAP_KERNELS:
         logits = torch.tanh(logits / cap) * cap
     logits = _masked(module, call, logits, rows=rows, heads=heads)
+    if cut is not None:
+        logits = logits.masked_fill(cut, -torch.inf)
     return torch.softmax(logits, dim=-1)
 
 

@@ -228,14 +228,14 @@ def test_nested_ablations_add_up():
         ({"heads": [(True, 1)]}, r"is not a list of \(layer, head\)"),
         ({"heads": ["12"]}, r"heads=\['12'\] is not a list"),
         ({"heads": "1"}, r"heads='1' is not a list"),
-        ({"heads": [(0, 1)], "how": "none"}, "how must be 'zero', 'mean' or 'uniform'"),
-        ({"heads": [(0, 1)], "how": ["zero"]}, "how must be 'zero', 'mean' or 'uniform'"),
+        ({"heads": [(0, 1)], "how": "none"}, "how must be 'zero', 'mean', 'uniform' or 'other image'"),
+        ({"heads": [(0, 1)], "how": ["zero"]}, "how must be 'zero', 'mean', 'uniform' or 'other image'"),
         ({"heads": [(0, 1)], "how": "mean"}, "needs reference"),
         ({"heads": [(0, 1)], "how": "mean", "reference": {1: torch.zeros(4, 8)}}, "HeadMeans .* found a dict"),
         ({"heads": [(0, 1)], "reference": HeadMeans("none", 1, {})}, "how='zero' takes no reference"),
         (
             {"heads": [(0, 1)], "how": "mean", "reference": HeadMeans("some", 1, {1: torch.zeros(4, 8)})},
-            "'some' holds no means for layer 0; make it with mean_outputs",
+            "'some' holds nothing for layer 0; make it with mean_outputs",
         ),
     ],
 )
