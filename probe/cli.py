@@ -19,6 +19,7 @@ __all__ = ["main"]
 
 _DESCRIPTION = "See where a vision-language model looks when it says a word."
 _LAB = "Small models and scenes that make everything runnable offline."
+_SWEEP = "Which heads carry the grounding: every one of them taken away, over many images; PLAN is a YAML file."
 _TRAIN = "Models that are trained, or made from weights that others trained."
 
 
@@ -65,6 +66,7 @@ def _run(argv: list[str]) -> int:
     from probe.reports import plain
 
     parser, verbs = _parser()
+    argv = _with_sweep_run(argv, verbs)
     given = _with_recipes([_with_underscores(one) for one in argv])
     try:
         settings = parser.parse_args(given)
@@ -121,7 +123,7 @@ def _parser() -> tuple[Any, dict[str, _Verb]]:
     from jsonargparse import set_parsing_settings
 
     import probe
-    from probe.commands import LAB_VERBS, TRAIN_VERBS, VERBS
+    from probe.commands import LAB_VERBS, SWEEP_VERBS, TRAIN_VERBS, VERBS
 
     set_parsing_settings(docstring_parse_style=DocstringStyle.NUMPYDOC)
     kind = _parser_class()
@@ -130,7 +132,8 @@ def _parser() -> tuple[Any, dict[str, _Verb]]:
     added = parser.add_subcommands()
     for name, verb in verbs.items():
         added.add_subcommand(name, verb.parser, help=_summary(verb.function))
-    for group, about, functions in (("lab", _LAB, LAB_VERBS), ("train", _TRAIN, TRAIN_VERBS)):
+    groups = (("lab", _LAB, LAB_VERBS), ("train", _TRAIN, TRAIN_VERBS), ("sweep", _SWEEP, SWEEP_VERBS))
+    for group, about, functions in groups:
         outer = kind(exit_on_error=False, description=about)
         # The library wants a subcommand's own subcommands added after it.
         added.add_subcommand(group, outer, help=about)
@@ -194,12 +197,11 @@ def _arguments(kind: Any, function: Callable[..., Any]) -> Any:
 
 def _add_plan(parser: Any, plan: Any) -> None:
     """Options for every field of a plan, and one for a YAML file of them, which single options come before."""
+    from probe.training.plans import TrainingPlan
     from probe.training.recipes import RECIPES
 
-    shipped = ", ".join(RECIPES)
-    parser.add_argument(
-        "--config", action="config", help=f"YAML file with any of these settings, or a recipe: {shipped}."
-    )
+    shipped = f", or a recipe: {', '.join(RECIPES)}" if plan is TrainingPlan else ""
+    parser.add_argument("--config", action="config", help=f"YAML file with any of these settings{shipped}.")
     parser.add_class_arguments(plan, None, as_group=False)
 
 
@@ -219,6 +221,16 @@ def _with_recipes(argv: list[str]) -> list[str]:
     # In two words, however it was typed.
     apart = [part for one in argv for part in (one.split("=", 1) if one.startswith("--config=") else [one])]
     return [recipe_file(one) if before == "--config" else one for before, one in zip(["", *apart], apart, strict=False)]
+
+
+def _with_sweep_run(argv: list[str], verbs: dict[str, _Verb]) -> list[str]:
+    """``sweep PLAN --out DIR`` as ``sweep run --config PLAN --out DIR``."""
+    if argv[:1] != ["sweep"] or len(argv) < 2 or f"sweep {argv[1]}" in verbs or argv[1] in ("-h", "--help"):
+        return argv
+    if argv[1].startswith("-"):
+        return ["sweep", "run", *argv[1:]]
+    # A word that is no file may be a command that was misspelt; what there is will be said.
+    return ["sweep", "run", "--config", *argv[1:]] if Path(argv[1]).is_file() or "." in argv[1] else argv
 
 
 def _with_underscores(argument: str) -> str:
