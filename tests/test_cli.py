@@ -15,7 +15,10 @@ import probe
 from probe import cli
 from tests.tiny import picture
 
-COMMANDS = ("demo", "record", "segment", "score", "compare", "emergence", "check", "lab train", "lab scenes")
+COMMANDS = (
+    *("demo", "record", "segment", "score", "compare", "emergence", "check", "lab train", "lab scenes"),
+    *("sweep run", "sweep status", "sweep export"),
+)
 ANSWER = "a small red circle and a large blue square"
 
 
@@ -163,10 +166,11 @@ def test_a_negative_seed_and_no_new_tokens(refused, photo):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ([], "A command is needed, one of demo, record, segment, score, compare, emergence, check, lab, train. "
+        ([], "A command is needed, one of demo, record, segment, score, compare, emergence, check, lab, train, sweep. "
          "(see `probe --help`)"),
         (["lab"], "A command is needed, one of train, scenes. (see `probe lab --help`)"),
-        (["scor"], "There is no command 'scor'; there are demo, record, segment, score, compare, emergence, check, lab, train. "
+        (["scor"], "There is no command 'scor'; there are demo, record, segment, score, compare, emergence, check, lab, train, "
+            "sweep. "
          "Did you mean 'score'"),
         (["lab", "trin"], "There is no command 'trin'; there are train, scenes. Did you mean 'train'?"),
         (["score", "--limt", "3"], "There is no option --limt. Did you mean '--limit'"),
@@ -190,11 +194,11 @@ def test_what_is_typed_wrongly_is_said_in_the_words_that_were_typed(refused, arg
     assert refused(*argv, writes=False).startswith(line)
 
 
-@pytest.mark.parametrize("command", ["", "lab", *COMMANDS])
+@pytest.mark.parametrize("command", ["", "lab", "sweep", *COMMANDS])
 def test_every_command_explains_itself(shell, command):
     code, printed, noise = shell(*command.split(), "--help")
     assert (code, noise) == (0, "")
-    assert printed.startswith(f"usage: {' '.join(['probe', *command.split()])} ")
+    assert printed.split()[: 2 + len(command.split())] == ["usage:", "probe", *command.split()]
     for jargon in ("type:", "null", "Literal", "[options]", "_new_", "==SUPPRESS=="):
         assert jargon not in printed
     if command in COMMANDS:
