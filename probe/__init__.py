@@ -19,6 +19,7 @@ _PUBLIC = {
     "GroundingCallback": "probe.callbacks",
     "HeadScores": "probe.analysis.heads",
     "Subject": "probe.models",
+    "SweepPlan": "probe.sweep.plan",
     "ablate": "probe.capture.ablation",
     "attend_and_segment": "probe.grounding.segment",
     "check": "probe.capture.checks",
@@ -35,6 +36,7 @@ _PUBLIC = {
     "record": "probe.capture.records",
     "relevance": "probe.capture.attributions",
     "run": "probe.runs",
+    "run_sweep": "probe.sweep.runner",
     "save": "probe.files",
     "score_heads": "probe.analysis.heads",
 }
@@ -67,6 +69,8 @@ if TYPE_CHECKING:
     from probe.models import Subject as Subject
     from probe.models import load_model as load_model
     from probe.runs import run as run
+    from probe.sweep.plan import SweepPlan as SweepPlan
+    from probe.sweep.runner import run_sweep as run_sweep
     from probe.training_curves import emergence as emergence
 
 

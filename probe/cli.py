@@ -20,6 +20,7 @@ __all__ = ["main"]
 _DESCRIPTION = "See where a vision-language model looks when it says a word."
 _EVALUATE = "A model under a published protocol: maps, then masks, then scores with intervals and controls."
 _LAB = "Small models and scenes that make everything runnable offline."
+_SWEEP = "Which heads carry the grounding: every one of them taken away, over many images; PLAN is a YAML file."
 _TRAIN = "Models that are trained, or made from weights that others trained."
 
 
@@ -65,6 +66,7 @@ def _run(argv: list[str]) -> int:
 
     from probe.reports import plain
 
+    argv = _with_sweep_run(argv)
     parser, verbs = _parser(argv)
     given = _with_recipes([_with_underscores(one) for one in argv])
     try:
@@ -125,7 +127,7 @@ def _parser(argv: Sequence[str]) -> tuple[Any, dict[str, _Verb]]:
     from jsonargparse import set_parsing_settings
 
     import probe
-    from probe.commands import EVALUATE_VERBS, LAB_VERBS, TRAIN_VERBS, VERBS
+    from probe.commands import EVALUATE_VERBS, LAB_VERBS, SWEEP_VERBS, TRAIN_VERBS, VERBS
 
     set_parsing_settings(docstring_parse_style=DocstringStyle.NUMPYDOC)
     kind = _parser_class()
@@ -136,7 +138,12 @@ def _parser(argv: Sequence[str]) -> tuple[Any, dict[str, _Verb]]:
     added = parser.add_subcommands()
     for name, verb in verbs.items():
         added.add_subcommand(name, verb.parser, help=_summary(verb.function))
-    groups = (("evaluate", _EVALUATE, EVALUATE_VERBS), ("lab", _LAB, LAB_VERBS), ("train", _TRAIN, TRAIN_VERBS))
+    groups = (
+        ("evaluate", _EVALUATE, EVALUATE_VERBS),
+        ("lab", _LAB, LAB_VERBS),
+        ("train", _TRAIN, TRAIN_VERBS),
+        ("sweep", _SWEEP, SWEEP_VERBS),
+    )
     for group, about, functions in groups:
         outer = kind(exit_on_error=False, description=about)
         # The library wants a subcommand's own subcommands added after it.
@@ -233,6 +240,18 @@ def _with_recipes(argv: list[str]) -> list[str]:
     # In two words, however it was typed.
     apart = [part for one in argv for part in (one.split("=", 1) if one.startswith("--config=") else [one])]
     return [recipe_file(one) if before == "--config" else one for before, one in zip(["", *apart], apart, strict=False)]
+
+
+def _with_sweep_run(argv: list[str]) -> list[str]:
+    """``sweep PLAN --out DIR`` as ``sweep run --config PLAN --out DIR``."""
+    from probe.commands import SWEEP_VERBS
+
+    if argv[:1] != ["sweep"] or len(argv) < 2 or argv[1] in (*SWEEP_VERBS, "-h", "--help"):
+        return argv
+    if argv[1].startswith("-"):
+        return ["sweep", "run", *argv[1:]]
+    # A word that is no file may be a command that was misspelt; what there is will be said.
+    return ["sweep", "run", "--config", *argv[1:]] if Path(argv[1]).is_file() or "." in argv[1] else argv
 
 
 def _with_underscores(argument: str) -> str:

@@ -243,10 +243,11 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A function that is told how far the work is, and maybe ``what`` is done; shown on standard error where that is a terminal."""
+    """A function that is told how far the work is, and maybe ``what`` is done and the ``total``; shown where standard error is a
+    terminal."""
     with _bar() as bar:
         task = bar.add_task(what, total=total)
-        yield lambda done, what=None: bar.update(task, completed=done, description=what)
+        yield lambda done, what=None, total=None: bar.update(task, completed=done, description=what, total=total)
 
 
 def tracked(items: Iterable[Any], *, what: str, total: int | None) -> Iterator[Any]:

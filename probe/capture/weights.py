@@ -53,7 +53,7 @@ def attention_rows(
     CaptureError
         If the call has something that is not understood: dropout, an unknown kind of mask, quantised tensors.
     """
-    return _rows(module, call, rows=rows, heads=heads)
+    return _rows(module, call, rows=rows, heads=heads, cut=cut)
 
 
 def attention_with_gradient(module: nn.Module, call: AttentionCall) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,9 @@ def attention_with_gradient(module: nn.Module, call: AttentionCall) -> tuple[Ten
     return weights, rearrange(weights @ value, "head query channel -> query head channel")
 
 
-def _rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, heads: tuple[int, ...]) -> Tensor:
+def _rows(
+    module: nn.Module, call: AttentionCall, *, rows: Tensor, heads: tuple[int, ...], cut: Tensor | None = None
+) -> Tensor:
     require_understood(module, call)
     compute = torch.float64 if call.query.dtype == torch.float64 else torch.float32
     scaling = call.options.get("scaling")

@@ -14,10 +14,11 @@ from probe.commands.lab import lab_scenes, lab_train
 from probe.commands.recording import record
 from probe.commands.scoring import score
 from probe.commands.segmenting import segment
+from probe.commands.sweeping import sweep_export, sweep_run, sweep_status
 from probe.commands.training import train_difflmm, train_llava
 from probe.reports import Report
 
-__all__ = ["EVALUATE_VERBS", "LAB_VERBS", "TRAIN_VERBS", "VERBS"]
+__all__ = ["EVALUATE_VERBS", "LAB_VERBS", "SWEEP_VERBS", "TRAIN_VERBS", "VERBS"]
 
 #: Name at the shell -> the function whose signature and docstring make its options and help.
 VERBS: dict[str, Callable[..., Report]] = {
@@ -41,3 +42,4 @@ TRAIN_VERBS: dict[str, Callable[..., Report]] = {
     "difflmm": train_difflmm,
     "convert-difflmm": convert_difflmm,
 }
+SWEEP_VERBS: dict[str, Callable[..., Report]] = {"run": sweep_run, "status": sweep_status, "export": sweep_export}
