@@ -1,4 +1,4 @@
-"""Draws ``figures/protocols.png`` and ``.pdf``: recall by matching, and what refiners make of the same maps.
+"""Draws ``figures/protocols.png`` and ``.pdf``: recall by matching, and refiners of the same maps, under published protocols.
 
 ``python figures/protocols.py`` draws from the shipped tables and needs no model; with ``--measure`` the evaluations are run again
 first (about ten minutes on two cores).
@@ -131,11 +131,11 @@ def note(table: pd.DataFrame) -> str:
     images = int(np.nanmax(gcg["images"]))
     phrases = int(gcg[gcg["measure"] == "recall, greedy"]["phrases"].max())
     parts = [
-        f"{images} scenes with {phrases} phrases that neither model has seen (seed 1), one training of each;",
-        "bars are 95 % intervals by bootstrap over scenes. Similarity of words: shared words, not the published BERT.",
-        "Published matching stops at the first pair that does not pass, and loses what greedy matching finds after it.",
-        "Controls: shuffled, the previous scene's masks and words; other phrase, another phrase's mask; centre box,",
-        "of the mask's area; oracle masks and words, what is lost to words and to masks alone. Crosses in b: shuffled.",
+        f"{images} scenes with {phrases} phrases that neither model has seen (seed 1), one training of each; bars: 95 % intervals "
+        "by bootstrap over scenes. Similarity: shared words, not the published BERT. Published matching stops at the first "
+        "pair that does not pass, and loses what greedy matching finds after it.",
+        "Controls: shuffled, another scene's masks and words; other phrase, its mask; centre box, of the mask's area; "
+        "oracle masks and words, what is lost to words and to masks alone. Crosses in b: shuffled.",
     ]
     return textwrap.fill(" ".join(parts), 150)
 

@@ -242,14 +242,15 @@ def folder(tmp_path):
 def test_a_picture_that_fails_is_a_row_with_its_reason_and_a_miss(shell, evaluate, no_model, tmp_path):
     root = tmp_path / "data"
     assert shell("lab", "scenes", "--format", "refcoco", "--count", 2, "--out", root)[0] == 0
-    argv = ("--data", f"refcoco:{root}")
+    argv = ("--data", f"refcoco:{root}", "--limit", 12)
     whole = evaluate("res", tmp_path / "whole", *argv)
     pictures = sorted((root / "images").iterdir())
-    pictures[0].write_bytes(pictures[0].read_bytes()[:-600])  # its header says all that a reader asks
+    Image.open(pictures[0]).save(pictures[0], format="JPEG")
+    pictures[0].write_bytes(pictures[0].read_bytes()[:-200])  # its header says all that a reader asks
     data = evaluate("res", tmp_path / "out", *argv)
     rows = pd.read_parquet(tmp_path / "out" / "images.parquet").set_index("name")
     failed = list(data["failed"])
-    assert 0 < len(failed) < len(rows) == SCENES
+    assert 0 < len(failed) < len(rows)
     assert rows.loc[failed, "predicted"].tolist() == [0] * len(failed)
     assert rows.loc[failed, "iou"].tolist() == [0.0] * len(failed)
     assert all(pictures[0].name in note for note in rows.loc[failed, "note"])
