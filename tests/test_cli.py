@@ -238,7 +238,7 @@ def _disk_full(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "pathlib.Path.open", "pathlib.Path.write_text", "pathlib.Path.mkdir"])
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "probe.files._write_in_order", "pathlib.Path.mkdir"])
 def test_a_full_disk_leaves_nothing_half_written(refused, photo, monkeypatch, where):
     monkeypatch.setattr(where, _disk_full)
     message = refused("record", photo, "Hi", "--answer", ANSWER)
