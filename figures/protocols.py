@@ -103,7 +103,7 @@ def draw_matchings(ax: Axes, table: pd.DataFrame, model: str) -> None:
             ax.plot([], [], marker, color="0.3", markersize=3.5, mew=0.9, label=control)[0]
             for control, marker in CONTROLS.items()
         ]
-        ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.1, 0.36), fontsize=SMALL, ncols=1)
+        ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.34, -0.02), fontsize=SMALL, ncols=1)
 
 
 def draw_refiners(ax: Axes, table: pd.DataFrame, protocol: str) -> None:
@@ -122,8 +122,8 @@ def draw_refiners(ax: Axes, table: pd.DataFrame, protocol: str) -> None:
     ax.set_yticks(range(len(REFINERS)), list(REFINERS))
     ax.set(ylim=(len(REFINERS) - 0.5, -0.5), xlim=(-0.03, 1.0), xlabel=f"{protocol}: {name}")
     ax.tick_params(axis="y", length=0)
-    if protocol == "gcg":
-        ax.legend(loc="upper right", fontsize=SMALL)
+    if protocol == "png":
+        ax.legend(loc="upper left", bbox_to_anchor=(0.1, 1.0), fontsize=SMALL)
 
 
 def note(table: pd.DataFrame) -> str:
