@@ -36,6 +36,16 @@ def test_a_record_comes_back_exactly(tmp_path):
     _same(record, probe.load(probe.save(record, tmp_path / "deep" / "er" / "r.safetensors")))
 
 
+def test_the_same_record_is_the_same_bytes_and_keeps_its_notes(tmp_path):
+    notes = {"key": {"prompt": "Où?", "limit": None}}
+    kept = {probe.save(make_record(), tmp_path / f"{one}.safetensors", notes=notes).read_bytes() for one in range(8)}
+    assert len(kept) == 1  # the library alone orders its header anew each time
+    record, found = files.load_with_notes(tmp_path / "3.safetensors")
+    _same(record, make_record())
+    assert found == notes
+    assert files.load_with_notes(probe.save(make_record(), tmp_path / "plain.safetensors"))[1] == {}
+
+
 def test_a_reduced_record_comes_back(tmp_path):
     record = make_record()["red circle"].minus_mean().mean("head")
     again = probe.load(probe.save(record, tmp_path / "r.safetensors"))
