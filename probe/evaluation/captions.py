@@ -13,7 +13,7 @@ from pathlib import Path
 from probe.errors import InputError
 from probe.evaluation.examples import Example
 from probe.evaluation.json_records import by_id, read_json, records_in
-from probe.evaluation.layouts import check_limit, choose_split, data_root, folder_contents, picture_folders, tables
+from probe.evaluation.layouts import check_limit, find_table, picture_folders
 from probe.evaluation.pictures import known_number, picture_path, read_pictures
 
 __all__ = ["CAPTIONS", "read_captions"]
@@ -36,15 +36,8 @@ def read_captions(folder: str | Path, *, split: str = "", limit: int | None = No
         A file or picture that cannot be read.
     """
     check_limit(limit)
-    root = data_root(folder)
-    found = tables(root, CAPTIONS)
-    if not found:
-        raise InputError(
-            f"{str(folder)!r} has no captions: looked for captions.json or annotations/captions_SPLIT.json;"
-            f" {folder_contents(root)}"
-        )
-    split = choose_split(root, found, split, name="captions")
-    path = found[split]
+    missing = "captions: looked for captions.json or annotations/captions_SPLIT.json"
+    root, split, path = find_table(folder, CAPTIONS, split, name="captions", missing=missing)
     content = read_json(path)
     pictures = read_pictures(path, content)
     texts: dict[int, list[str]] = defaultdict(list)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from probe.errors import FileError, InputError, did_you_mean
 
-__all__ = ["check_limit", "choose_split", "data_root", "folder_contents", "picture_folders", "tables"]
+__all__ = ["check_limit", "choose_split", "data_root", "find_table", "folder_contents", "picture_folders", "tables"]
 
 #: Tables lie in the folder itself, as in a set of one's own, or where the archives of COCO put them.
 PLACES = (".", "annotations")
@@ -71,6 +71,27 @@ def tables(root: Path, pattern: str, *, places: tuple[str, ...] = PLACES) -> dic
             if match:
                 found.setdefault(match["split"] or "", folder / name)
     return found
+
+
+def find_table(folder: str | Path, pattern: str, split: str, *, name: str, missing: str) -> tuple[Path, str, Path]:
+    """The folder with its links resolved, the split that is meant, and the table of it that fits the pattern.
+
+    Parameters
+    ----------
+    name : the format as a user types it.
+    missing : what to say of a folder without such a table: what it lacks, and where that was looked for.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, table or split, or there are several splits and none was asked for.
+    """
+    root = data_root(folder)
+    found = tables(root, pattern)
+    if not found:
+        raise InputError(f"{str(folder)!r} has no {missing}; {folder_contents(root)}")
+    split = choose_split(root, found, split, name=name)
+    return root, split, found[split]
 
 
 def choose_split(root: Path, found: Mapping[str, object], split: str, *, name: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from probe.errors import InputError
 from probe.evaluation.examples import Example, ExamplePhrase
 from probe.evaluation.json_records import JsonRecord, read_json, read_list, records_in, records_of, shown
-from probe.evaluation.layouts import check_limit, choose_split, data_root, folder_contents, picture_folders, tables
+from probe.evaluation.layouts import check_limit, find_table, picture_folders, tables
 from probe.evaluation.panoptic import PANOPTIC, PanopticMap, PanopticMaps, read_maps
 from probe.evaluation.pictures import Picture, picture_path, read_pictures
 from probe.evaluation.sentences import consecutive_spans
@@ -56,24 +56,18 @@ def read_narratives(folder: str | Path, *, split: str = "", limit: int | None = 
         A file or picture that cannot be read.
     """
     check_limit(limit)
-    root = data_root(folder)
-    found = tables(root, NARRATIVES)
-    if not found:
-        raise InputError(
-            f"{str(folder)!r} has no narratives: looked for png_coco_SPLIT.json, and in annotations/;"
-            f" {folder_contents(root)}"
-        )
-    split = choose_split(root, found, split, name="png")
+    missing = "narratives: looked for png_coco_SPLIT.json, and in annotations/"
+    root, split, path = find_table(folder, NARRATIVES, split, name="png", missing=missing)
     declared = tables(root, PANOPTIC)
     if split not in declared:
         wanted = f"panoptic_{split}.json" if split else "panoptic.json"
-        raise InputError(f"{str(found[split])!r} names segments of {wanted}, which {str(root)!r} does not have")
+        raise InputError(f"{str(path)!r} names segments of {wanted}, which {str(root)!r} does not have")
     content = read_json(declared[split])
     pictures = read_pictures(declared[split], content)
     maps = read_maps(declared[split], content, root, split, pictures)
     named = {str(number): number for number in pictures}
     narratives = []
-    for record in records_of(found[split], read_list(found[split]), "narrative"):
+    for record in records_of(path, read_list(path), "narrative"):
         number = record.identifier("image_id")
         if number not in named:
             raise record.error(
@@ -82,7 +76,7 @@ def read_narratives(folder: str | Path, *, split: str = "", limit: int | None = 
         narratives.append(_narrative(record, pictures[named[number]], maps))
     narratives = [one for one in narratives if one.phrases]
     if not narratives:
-        raise InputError(f"{str(found[split])!r} has no narratives with grounded nouns, so there is nothing to find")
+        raise InputError(f"{str(path)!r} has no narratives with grounded nouns, so there is nothing to find")
     return islice(_examples(narratives, maps, picture_folders(split)), limit)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from probe.errors import InputError, ProbeError
 from probe.evaluation.examples import Example
 from probe.evaluation.json_records import JsonRecord, by_id, read_json, records_in
-from probe.evaluation.layouts import check_limit, choose_split, data_root, folder_contents, picture_folders, tables
+from probe.evaluation.layouts import check_limit, find_table, picture_folders
 from probe.evaluation.paths import file_inside
 from probe.evaluation.pictures import Category, Picture, known_number, picture_path, read_categories, read_pictures
 from probe.evaluation.sentences import category_sentence
@@ -122,21 +122,15 @@ def read_panoptic(folder: str | Path, *, split: str = "", limit: int | None = No
         A file or picture that cannot be read.
     """
     check_limit(limit)
-    root = data_root(folder)
-    found = tables(root, PANOPTIC)
-    if not found:
-        raise InputError(
-            f"{str(folder)!r} has no panoptic table: looked for panoptic.json or annotations/panoptic_SPLIT.json;"
-            f" {folder_contents(root)}"
-        )
-    split = choose_split(root, found, split, name="panoptic")
-    content = read_json(found[split])
-    pictures = read_pictures(found[split], content)
-    maps = read_maps(found[split], content, root, split, pictures)
+    missing = "panoptic table: looked for panoptic.json or annotations/panoptic_SPLIT.json"
+    root, split, path = find_table(folder, PANOPTIC, split, name="panoptic", missing=missing)
+    content = read_json(path)
+    pictures = read_pictures(path, content)
+    maps = read_maps(path, content, root, split, pictures)
     if not maps.categories:
-        raise InputError(f"{str(found[split])!r} needs a list 'categories', which is missing or empty")
+        raise InputError(f"{str(path)!r} needs a list 'categories', which is missing or empty")
     if not maps.maps:
-        raise InputError(f"{str(found[split])!r} has no annotations, so there is nothing to find")
+        raise InputError(f"{str(path)!r} has no annotations, so there is nothing to find")
     return islice(_examples(maps, pictures, picture_folders(split)), limit)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from math import nan
 
@@ -22,7 +23,7 @@ CONTROLS = ("shuffled", "other phrase", "centre box", "oracle box")
 WHOLE = ("", "shuffled", "centre box", "oracle box")
 
 
-class _PhraseMasks:
+class _PhraseMasks(ABC):
     """What both protocols share: IoU of each asked phrase, and of its controls, one picture after the other.
 
     A phrase that was not predicted has IoU 0. A true phrase without a pixel cannot be found and is left out; the notes count it.
@@ -71,13 +72,15 @@ class _PhraseMasks:
         self._tally.add(truth, values)
         self._keep(truth, prediction, kept, masks)
 
+    @abstractmethod
     def _asked(self, truth: Truth, prediction: Prediction) -> list[tuple[TruePhrase, PredictedPhrase | None]]:
-        raise NotImplementedError
+        """The true phrases that the protocol asks for, each with what was predicted for it."""
 
+    @abstractmethod
     def _measured(
         self, kept: Sequence[tuple[TruePhrase, PredictedPhrase | None]], overlaps: list[float]
     ) -> dict[str, list[float]]:
-        raise NotImplementedError
+        """The protocol's measures of these overlaps, each a list over phrases."""
 
     def _of_others(
         self, truth: Truth, kept: Sequence[tuple[TruePhrase, PredictedPhrase | None]]
