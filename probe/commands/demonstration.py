@@ -91,8 +91,13 @@ def _run(out: Path, *, scenes: int, seed: int) -> Report:
 
 def _difference(scores: HeadScores, metric: str) -> str:
     """One line: how far minus_mean lies from mean_map, with the interval of the paired difference."""
+    from probe.analysis.metrics import METRICS
+
     found = scores.reading("minus_mean - mean_map", metric)
-    verdict = "better" if found.low > 0 else "worse" if found.high < 0 else "no difference shown"
+    if not METRICS[metric].offset_invariant:
+        verdict = "no verdict: subtracting anything changes it"
+    else:
+        verdict = "better" if found.low > 0 else "worse" if found.high < 0 else "no difference shown"
     return f"  {metric:<10} {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]  {verdict}"
 
 
