@@ -91,7 +91,7 @@ class GroundedConversations:
         """Scores one picture."""
         prediction = self._tally.begin(truth, prediction)
         found = _Found([one.mask for one in prediction.phrases], [one.text for one in prediction.phrases])
-        true = _Found([one.mask for one in truth.phrases], [one.text for one in truth.phrases])
+        true = _Found([one.mask for one in truth.phrases], [one.words for one in truth.phrases])
         overlaps, alike = ious(found.masks, true.masks), similarities(self.encoder, true.words, found.words)
         values: dict[Measure, list[float]] = {("mIoU", ""): [paired_iou(overlaps)]}
         pairs = {name: match(overlaps.T, alike) for name, match in MATCHINGS.items()}

@@ -29,6 +29,12 @@ class TruePhrase:
     category: str = ""
     thing: bool | None = None
     plural: bool | None = None
+    label: str = ""
+
+    @property
+    def words(self) -> str:
+        """What the data set calls the place; `text` where it says nothing else."""
+        return self.label or self.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +70,7 @@ def encode_example(example: Example) -> Truth:
     image = example.image
     size = example.phrases[0].mask.shape if example.phrases else image_size(image)
     phrases = tuple(
-        TruePhrase(one.text, one.start, one.end, encode(one.mask), one.category, one.thing, one.plural)
+        TruePhrase(one.text, one.start, one.end, encode(one.mask), one.category, one.thing, one.plural, one.label)
         for one in example.phrases
     )
     return Truth(example.name, example.picture, (size[0], size[1]), example.text, phrases, example.references)

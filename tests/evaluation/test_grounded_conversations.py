@@ -142,6 +142,15 @@ def test_degenerate_pictures_do_not_vanish():
         score_predictions(GroundedConversations(WordEncoder()), [], [])
 
 
+def test_a_label_that_is_not_said_word_for_word_is_what_words_are_compared_with():
+    masks = [BOX]
+    found = prediction("a", masks, ["the big dog"])
+    said = truth("a", masks, ["puppy"], label=["the big dog"])
+    assert scored([(said, found)], encoder=ExactEncoder()).value("recall, greedy") == 1
+    said = truth("a", masks, ["puppy"])
+    assert scored([(said, found)], encoder=ExactEncoder()).value("recall, greedy") == 0
+
+
 def test_words_that_are_all_alike_leave_masks_to_decide():
     def alike(texts):
         return np.ones((len(texts), 3))
