@@ -182,6 +182,15 @@ def test_read_outs_are_tabulated_from_one_pass(evaluate, no_model, tmp_path):
     assert same.set_index("measure")["value"]["average recall"] == single["average_recall"]["value"]
 
 
+def test_an_option_without_effect_is_named(evaluate, tmp_path):
+    found = evaluate("gcg", tmp_path, "--vary", "combine=mean,max", "refiner=threshold,superpixels")
+    assert [one for one in found["notes"] if "changes no score" in one] == [
+        "combine changes no score here: a phrase is read at its head noun, whose tokens are what is combined"
+    ]
+    found = evaluate("png", tmp_path / "png", "--vary", "combine=mean,max")
+    assert not [one for one in found["notes"] if "changes no score" in one]
+
+
 def test_maps_of_another_question_are_refused(shell, evaluate, checkpoint, tmp_path):
     evaluate("gcg", tmp_path)
     before = contents(tmp_path)
