@@ -22,7 +22,9 @@ myst_heading_anchors = 3
 
 # Signatures name what a caller would type: long unions by their alias, types without their modules.
 autodoc_typehints_format = "short"
-autodoc_type_aliases = {name: name for name in ("Indices", "Masks", "PhraseKey", "Wanted", "Reading", "Edge")}
+autodoc_type_aliases = {name: name for name in ("Indices", "Masks", "PhraseKey", "Wanted", "Edge")}
+# A type that is written short may be of two modules; it is then no link, which is no fault of the page.
+suppress_warnings = ["ref.python"]
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 90

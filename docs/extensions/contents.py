@@ -60,6 +60,20 @@ def _family_modules() -> dict[str, str]:
     return found
 
 
+def metric_table() -> str:
+    """A row for each of ``probe.analysis.METRICS``: its range, chance, and what leaves it as it is."""
+    from probe.analysis.metrics import METRICS
+
+    yes = {True: "yes", False: "no"}
+    rows = ["| metric | range | of a uniform map | unchanged by a factor | unchanged by an offset |", "|---|---|---|---|---|"]
+    for one in METRICS.values():
+        low, high = (f"{end:g}".replace("inf", "∞") for end in one.range)
+        even = "depends on the mask" if one.chance is None else f"{one.chance:g}"
+        kept = f"{yes[one.scale_invariant]} | {yes[one.offset_invariant]}"
+        rows.append(f"| `{one.name}` | {low} to {high} | {even} | {kept} |")
+    return "\n".join(rows)
+
+
 def command_help(path: str) -> str:
     """What ``probe PATH --help`` prints, as a block."""
     from probe.cli import main

@@ -13,6 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 #: Name of a directive -> what makes its Markdown from its arguments.
 DIRECTIVES: dict[str, Callable[..., str]] = {
     "family-table": contents.family_table,
+    "metric-table": contents.metric_table,
     "command": contents.command_help,
     "gallery": contents.gallery,
     "public-names": contents.public_names,
