@@ -49,7 +49,6 @@ def family_table() -> str:
 
 def _family_modules() -> dict[str, str]:
     """Name of a family -> what the file that declares it says of it."""
-    import probe.families
     from probe.families import Family
 
     found = {}
@@ -65,7 +64,10 @@ def metric_table() -> str:
     from probe.analysis.metrics import METRICS
 
     yes = {True: "yes", False: "no"}
-    rows = ["| metric | range | of a uniform map | unchanged by a factor | unchanged by an offset |", "|---|---|---|---|---|"]
+    rows = [
+        "| metric | range | of a uniform map | unchanged by a factor | unchanged by an offset |",
+        "|---|---|---|---|---|",
+    ]
     for one in METRICS.values():
         low, high = (f"{end:g}".replace("inf", "∞") for end in one.range)
         even = "depends on the mask" if one.chance is None else f"{one.chance:g}"
@@ -80,9 +82,13 @@ def command_help(path: str) -> str:
 
     printed = io.StringIO()
     arguments = [*path.split(), "--help"]
-    with patch.dict(os.environ, COLUMNS=WIDTH), patch.object(sys, "argv", ["probe", *arguments]):
-        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            main(arguments)
+    with (
+        patch.dict(os.environ, COLUMNS=WIDTH),
+        patch.object(sys, "argv", ["probe", *arguments]),
+        contextlib.redirect_stdout(printed),
+        contextlib.suppress(SystemExit),
+    ):
+        main(arguments)
     return f"```text\n$ probe {path} --help\n{printed.getvalue().rstrip()}\n```"
 
 
