@@ -17,7 +17,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def _process(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = [_with_bars(line) for line in described(lines)]
+    # Of a property napoleon would read "True if so: and so" as a type with a description.
+    lines[:] = [""] * (what == "property") + [_with_bars(line) for line in described(lines)]
 
 
 def described(lines: list[str]) -> list[str]:
