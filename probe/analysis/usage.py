@@ -28,7 +28,7 @@ Sums = NDArray[np.float64]
 
 
 def head_effects(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Iterable[pd.DataFrame],
     *,
     effect: str = "log_probability",
     how: str = "zero",
@@ -45,7 +45,8 @@ def head_effects(
 
     Parameters
     ----------
-    table : what ``probe sweep export`` writes; with rows of kind "head" and of the unablated pass, "none".
+    table : what ``probe sweep export`` writes; with rows of kind "head" and of the unablated pass, "none". Or parts of it, one
+        after another, each with all rows of its examples: one is in memory at a time.
     effect : a column of the table: log_probability, caption_log_probability (then once for each example), exact_match, pointing
         or auroc.
     how : what stood in the heads' place.
@@ -58,15 +59,26 @@ def head_effects(
     """
     import pandas as pd
 
-    changes = _Changes(table, effect=effect, how=how)
-    pictures = Pictures()
-    bootstrap = PoissonBootstrap(len(changes.heads) + 1, replicates=replicates, seed=seed)
-    for name in changes.examples:
-        picture, sums, counts = changes.of(name)
-        bootstrap.add(pictures.number(picture), sums, counts, new=pictures.new(picture, counts))
+    pictures, heads, bootstrap = Pictures(), None, None
+    for part in [table] if isinstance(table, pd.DataFrame) else table:
+        if not len(part) or (part["kind"] == "failed").all():
+            continue
+        changes = _Changes(part, effect=effect, how=how)
+        if heads is None or bootstrap is None:
+            heads = changes.heads
+            bootstrap = PoissonBootstrap(len(heads) + 1, replicates=replicates, seed=seed)
+        if changes.heads != heads:
+            raise InputError(
+                f"A part of the table has other heads ({len(changes.heads)}) than the first ({len(heads)})."
+            )
+        for name in changes.examples:
+            picture, sums, counts = changes.of(name)
+            bootstrap.add(pictures.number(picture), sums, counts, new=pictures.new(picture, counts))
+    if heads is None or bootstrap is None:
+        raise InputError("The table has no example that was read; nothing can be said of its heads.")
     found = bootstrap.intervals(confidence=confidence)
     rows = []
-    for place, (layer, head) in enumerate(changes.heads, start=1):
+    for place, (layer, head) in enumerate(heads, start=1):
         cell = found[place]
         row = {"layer": layer, "head": head, "effect": effect, "how": how, "before": found.value[0]}
         row |= {

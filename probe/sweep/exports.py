@@ -11,7 +11,7 @@ from probe.files import write_beside
 from probe.sweep.shards import schema_of
 from probe.sweep.store import Store
 
-__all__ = ["export_table"]
+__all__ = ["export_table", "require_complete"]
 
 _ENDINGS = (".parquet", ".csv")
 
@@ -38,7 +38,7 @@ def export_table(store: Store, out: str | os.PathLike[str], *, partial: bool = F
     if target.is_dir():
         raise InputError(f"{os.fspath(out)!r} is a folder; give the name of a file.")
     if not partial:
-        _require_complete(store)
+        require_complete(store)
     rows = 0
 
     def write(beside: Path) -> None:
@@ -52,7 +52,14 @@ def export_table(store: Store, out: str | os.PathLike[str], *, partial: bool = F
     return rows
 
 
-def _require_complete(store: Store) -> None:
+def require_complete(store: Store) -> None:
+    """Nothing, where every example of the plan is there and none is damaged.
+
+    Raises
+    ------
+    InputError
+        If one is missing or damaged.
+    """
     status = store.status()
     if status.damaged:
         more = f" and {len(status.damaged) - 1} more" if len(status.damaged) > 1 else ""

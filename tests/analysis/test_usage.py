@@ -60,6 +60,20 @@ def test_changes_are_means_over_phrases_of_paired_differences() -> None:
     assert set(found["phrases"]) == {10}
 
 
+def test_parts_give_what_the_whole_gives() -> None:
+    table = sweep_table(6, lambda image, phrase, layer, head: image * phrase + layer - head)
+    parts = (part for _, part in table.groupby("example", sort=False))
+    pd.testing.assert_frame_equal(head_effects(parts), head_effects(table))
+    failed = table.iloc[:1].assign(kind="failed", example="broken")
+    pd.testing.assert_frame_equal(head_effects([failed, table, table.iloc[:0]]), head_effects(table))
+    with pytest.raises(InputError, match="no example that was read"):
+        head_effects([failed])
+    with pytest.raises(InputError, match="other heads"):
+        head_effects(
+            [table[table["example"] == "e0"], table[(table["example"] == "e1") & (table["head"].fillna(0) != 1)]]
+        )
+
+
 def test_phrases_of_the_same_words_are_told_apart() -> None:
     table = sweep_table(3, lambda image, phrase, layer, head: phrase, effect="pointing").sort_values(
         ["example", "phrase"]
