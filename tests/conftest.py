@@ -25,7 +25,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "promises(*names): the promises of tests/trust/ledger.py that a test tries")
+    config.addinivalue_line(
+        "markers",
+        "promises(*names, target): the promises of tests/trust/ledger.py that a test tries; it is one trial, or counts its own",
+    )
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ A test asks for a line, counts on it, and settles it::
         for ...:
             planted.trial(found == expected, silent=True, what=f"token {j}, patch {p}")
         planted.settle()
+
+A test that asks for no line is one trial itself, by how it ends: ``@pytest.mark.promises("R16", target="right or refused")``.
 """
 
 from __future__ import annotations
