@@ -118,6 +118,18 @@ class Line:
         self.add(trials=1, failures=1, what="the test ended early")
 
 
+def settle(*lines: Line) -> None:
+    """Settle several lines of one test: each is judged, whatever the others were."""
+    problems = []
+    for line in lines:
+        try:
+            line.settle()
+        except AssertionError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise AssertionError("\n".join(problems))
+
+
 @dataclass
 class Ledger:
     """All the lines of a run."""

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.trust.__main__ import main
-from tests.trust.ledger import PROMISES, Ledger, parse_names
+from tests.trust.ledger import PROMISES, Ledger, parse_names, settle
 
 pytest_plugins = ["pytester"]
 
@@ -36,6 +36,9 @@ def test_what_falls_fails():
     line.trial(False, silent=True, what="token 3")
     with pytest.raises(AssertionError, match=r"1 of 2 failed, 1 of them silently\n  token 3"):
         line.settle()
+    other = Ledger().open("R11", target="0 wrong")
+    with pytest.raises(AssertionError, match=r"(?s)R10.*R11.*tried 0 times"):
+        settle(line, other)
     with pytest.raises(ValueError, match="cannot be counted"):
         line.add(trials=1, silent_wrong=1)
 
