@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -253,21 +254,28 @@ def test_a_picture_that_fails_is_a_row_with_its_reason_and_a_miss(shell, evaluat
     assert shell("lab", "scenes", "--format", "refcoco", "--count", 2, "--out", root)[0] == 0
     argv = ("--data", f"refcoco:{root}", "--limit", 12)
     whole = evaluate("res", tmp_path / "whole", *argv)
-    pictures = sorted((root / "images").iterdir())
-    Image.open(pictures[0]).save(pictures[0], format="JPEG")
-    pictures[0].write_bytes(pictures[0].read_bytes()[:-200])  # its header says all that a reader asks
-    data = evaluate("res", tmp_path / "out", *argv)
-    rows = pd.read_parquet(tmp_path / "out" / "images.parquet").set_index("name")
-    failed = list(data["failed"])
-    assert 0 < len(failed) < len(rows)
-    assert rows.loc[failed, "predicted"].tolist() == [0] * len(failed)
-    assert rows.loc[failed, "iou"].tolist() == [0.0] * len(failed)
-    assert all(pictures[0].name in note for note in rows.loc[failed, "note"])
-    assert data["giou"]["value"] == pytest.approx(rows["iou"].mean())
-    assert data["giou"]["value"] < whole["giou"]["value"]
-    assert data["images"] == 2  # several expressions share a picture
+    picture = min((root / "images").iterdir())
+    Image.open(picture).save(picture, format="JPEG")
+    cut = picture.read_bytes()[:-200]  # its header says all that a reader asks
+    for name, spoil in (
+        ("cut", lambda: picture.write_bytes(cut)),
+        ("header", lambda: picture.write_bytes(b"no picture")),
+        ("pipe", lambda: os.mkfifo(picture)),
+    ):
+        picture.unlink()
+        spoil()
+        data = evaluate("res", tmp_path / name, *argv)
+        rows = pd.read_parquet(tmp_path / name / "images.parquet").set_index("name")
+        failed = list(data["failed"])
+        assert 0 < len(failed) < len(rows) == whole["examples"]
+        assert rows.loc[failed, "predicted"].tolist() == [0] * len(failed)
+        assert rows.loc[failed, "iou"].tolist() == [0.0] * len(failed)
+        assert all(picture.name in note for note in rows.loc[failed, "note"])
+        assert data["giou"]["value"] == pytest.approx(rows["iou"].mean())
+        assert data["giou"]["value"] < whole["giou"]["value"]
+        assert data["images"] == 2  # several expressions share a picture
     no_model()
-    assert evaluate("res", tmp_path / "out", *argv)["giou"] == data["giou"]
+    assert evaluate("res", tmp_path / "pipe", *argv)["giou"] == data["giou"]
 
 
 def test_markup_in_captions_stays_text(evaluate, checkpoint, folder, tmp_path):

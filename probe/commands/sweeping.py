@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from probe.quoting import terminal_text
 from probe.reports import Report, output_folder, progress
 from probe.sweep.plan import SweepPlan
 
@@ -81,7 +82,7 @@ def sweep_export(folder: str, *, out: str = "sweep.parquet", partial: bool = Fal
 
 
 def _note(text: str) -> None:
-    print(f"probe: {text}", file=sys.stderr)
+    print(f"probe: {terminal_text(text)}", file=sys.stderr)
 
 
 def _status(store: Any) -> Report:
