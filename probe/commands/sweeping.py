@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from probe.quoting import terminal_text
 from probe.reports import Report, make_table, output_folder, plain, progress, show_interval
 from probe.sweep.plan import SweepPlan
 
@@ -129,7 +130,7 @@ def sweep_heads(
 
 
 def _note(text: str) -> None:
-    print(f"probe: {text}", file=sys.stderr)
+    print(f"probe: {terminal_text(text)}", file=sys.stderr)
 
 
 def _status(store: Any) -> Report:

@@ -11,7 +11,7 @@ import numpy as np
 from probe.errors import FileError, InputError
 from probe.evaluation.examples import Example, ExamplePhrase
 from probe.evaluation.layouts import check_limit, data_root, folder_contents
-from probe.evaluation.pictures import Category
+from probe.evaluation.pictures import Category, readable_size
 from probe.evaluation.sentences import category_sentence, loose_spans
 from probe.images import image_size, read_image
 
@@ -80,8 +80,9 @@ def plain_pictures(root: Path) -> list[Path]:
 
 def _example(root: Path, picture: Path) -> Example:
     path = _inside(root, picture)
-    size = image_size(path)
     files = sorted((root / "masks" / picture.stem).glob("*.png"))
+    # A picture that cannot be read is for whoever opens it to say; its masks say how large it is.
+    size = readable_size(path) or (image_size(_inside(root, files[0])) if files else (1, 1))
     masks = [(Category(file.stem, True), _mask(_inside(root, file), size)) for file in files]
     if not masks:
         raise InputError(f"{str(root / 'masks' / picture.stem)!r} has no PNG files: each is the mask of a phrase")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import InputError, did_you_mean
-from probe.files import write_beside
+from probe.quoting import spreadsheet_table
 from probe.sweep.shards import schema_of
 from probe.sweep.store import Store
+from probe.writing import write_beside
 
 __all__ = ["export_table", "require_complete"]
 
@@ -21,7 +22,7 @@ def export_table(store: Store, out: str | os.PathLike[str], *, partial: bool = F
 
     Parameters
     ----------
-    out : ends in .parquet or .csv.
+    out : ends in .parquet or .csv. In CSV, texts that a spreadsheet would take for a formula have an apostrophe before them.
     partial : also if examples are still missing.
 
     Raises
@@ -45,7 +46,7 @@ def export_table(store: Store, out: str | os.PathLike[str], *, partial: bool = F
         nonlocal rows
         with _writer(target.suffix, beside, schema_of(store.columns)) as writer:
             for table in store.tables():
-                writer.write_table(table)
+                writer.write_table(spreadsheet_table(table) if target.suffix == ".csv" else table)
                 rows += table.num_rows
 
     write_beside(target, write)
