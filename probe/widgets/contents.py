@@ -22,9 +22,9 @@ from probe.images import recorded_image
 from probe.layout import PatchGrid
 from probe.outlines import outline_path
 from probe.widgets.scores import COLUMNS, SHOWN_METRICS, PhraseScores
-from probe.widgets.sheets import of_view, readings_of, view_names
+from probe.widgets.sheets import of_view, readings_of, timesteps_of, view_names
 
-__all__ = ["VERSION", "Shown", "contents_of", "gather", "picture_number"]
+__all__ = ["VERSION", "Shown", "contents_of", "first_tokens", "gather", "picture_number"]
 
 #: Of the form of the contents; the module in the browser says so if it does not know it.
 VERSION = 1
@@ -73,8 +73,8 @@ def gather(given: Any, *, image: Any = None, masks: Any = None, labels: Sequence
             )
         if one.image_size != records[0].image_size:
             raise InputError(
-                f"Record {number} is of an image of {_size(one)} and record 0 of one of {_size(records[0])} (height x width); one view "
-                "shows records of one image."
+                f"Record {number} is of an image of {_size(one)} and record 0 of one of {_size(records[0])} (height x width); one "
+                "view shows records of one image."
             )
     if image is None:
         image = next((one.image for one in several if getattr(one, "image", None) is not None), None)
@@ -96,7 +96,9 @@ def _size_of(records: Sequence[AttentionRecord], number: int) -> tuple[int, int]
     """(height, width) of that image of the prompt."""
     sizes = {picture_number(one.view): one.grid.image_size for record in records for one in record.layers}
     if number and number not in sizes:
-        raise InputError(f"Image {number} was given, but the records are of {max(1, len(sizes))} image(s); leave it out.")
+        raise InputError(
+            f"Image {number} was given, but the records are of {max(1, len(sizes))} image(s); leave it out."
+        )
     return sizes.get(number, records[0].image_size)
 
 
@@ -137,11 +139,11 @@ def contents_of(shown: Shown) -> dict[str, Any]:
         "metrics": list(SHOWN_METRICS),
         "columns": list(COLUMNS),
         "records": records,
-        "start": {"tokens": _first_tokens(records[0])},
+        "start": {"tokens": first_tokens(records[0])},
     }
 
 
-def _first_tokens(record: dict[str, Any]) -> list[int]:
+def first_tokens(record: dict[str, Any]) -> list[int]:
     """Tokens of the first phrase, those with masks before others; else of the first word; else the first."""
     phrases = sorted(record["phrases"], key=lambda one: one["mask"] is None)
     spoken = [*phrases, *(one for one in record["words"] if one["tokens"])]
@@ -211,7 +213,7 @@ def _words(record: AttentionRecord) -> tuple[list[dict[str, Any]], list[int]]:
 
 def _phrases(record: AttentionRecord, scores: PhraseScores | None) -> tuple[list[dict[str, Any]], str]:
     """Phrases with masks, and noun phrases beside them, in the order of the text."""
-    known = [
+    known: list[dict[str, Any]] = [
         {"text": one.text, "start": one.start, "end": one.end, "tokens": list(one.tokens), "mask": number,
          "outline": outline_path(one.mask)}
         for number, one in enumerate(scores.phrases if scores else ())
@@ -265,9 +267,6 @@ def _view(record: AttentionRecord, name: str) -> dict[str, Any]:
         return len(grids) - 1
 
     layers = [{"name": one.name, "heads": list(one.heads), "grid": number(one.grid)} for one in record.layers]
-    steps = {one.timesteps for one in record.layers}
-    # Where layers differ in their timesteps, only the mean over them can be shown for all at once.
-    timesteps = next(iter(steps)) if len(steps) == 1 else ()
     overall = number(common_grid(record.layers))
     return {
         "name": name,
@@ -276,7 +275,7 @@ def _view(record: AttentionRecord, name: str) -> dict[str, Any]:
         "masks": picture_number(name) == 0,
         "layers": layers,
         "overall": overall,
-        "timesteps": list(timesteps) if len(timesteps) > 1 else [],
+        "timesteps": list(timesteps_of(record)),
         "grids": [_grid(one) for one in grids],
     }
 
@@ -296,4 +295,4 @@ def _axis(low: NDArray[np.float64], high: NDArray[np.float64], edges: NDArray[np
     share = (high - low) / np.diff(edges)
     # A sum of pixel shares may miss 0 or 1 by rounding, and 0 means padding exactly.
     share = np.where(share < 1e-9, 0.0, np.minimum(share, 1.0))
-    return np.stack([low, high, share], axis=1).tolist()  # type: ignore[no-any-return]
+    return np.stack([low, high, share], axis=1).tolist()

@@ -3,6 +3,7 @@
 
 const VERSION = 1;
 const MISSING = 255; // stands for a patch without a value
+const FINEST = 254; // levels of a map that nothing had to be saved on
 const MOST_PANELS = 8;
 const KEPT_SHEETS = 12; // of about two megabytes each at 32 layers x 32 heads
 const PLAY_MS = 400;
@@ -69,46 +70,51 @@ function share(value) {
 
 const cells = (grid) => grid.rows.length * grid.cols.length;
 
-function unpack(bytes, offset, counts) {
-  // Scales of all maps, then their whole numbers; counts are patches of each.
+// Maps of so many patches each, from their scales and then their whole numbers; or, without levels, exact ones.
+function unpack(bytes, offset, counts, levels) {
+  if (levels === null) return unpackExact(bytes, offset, counts);
   const scales = new Float32Array(bytes.slice(offset, offset + counts.length * 8).buffer);
-  const top = counts.levels;
   let at = offset + counts.length * 8;
-  const errors = new Float32Array(counts.length);
+  const errors = [];
   const maps = counts.map((count, index) => {
     const low = scales[2 * index];
-    const step = (scales[2 * index + 1] - low) / top;
+    const step = (scales[2 * index + 1] - low) / levels;
     const map = new Float32Array(count);
     for (let i = 0; i < count; i += 1) {
-      const level = bytes[at + i];
-      map[i] = level === MISSING ? NaN : low + level * step;
+      const whole = bytes[at + i];
+      map[i] = whole === MISSING ? NaN : low + whole * step;
     }
     at += count;
-    errors[index] = step / 2;
+    errors.push(step / 2);
     return map;
   });
   return { maps, errors };
 }
 
-function readMeans(bytes, view) {
+function unpackExact(bytes, offset, counts) {
+  const all = new Float32Array(bytes.slice(offset).buffer);
+  let at = 0;
+  const maps = counts.map((count) => all.subarray(at, (at += count)));
+  return { maps, errors: counts.map(() => 0) };
+}
+
+function readMeans(bytes, view, levels) {
   const count = cells(view.grids[view.overall]);
   const overall = new Float32Array(bytes.slice(0, 4 * count).buffer);
   const counts = view.layers.map((one) => cells(view.grids[one.grid]));
-  counts.levels = 254;
-  const { maps, errors } = unpack(bytes, 4 * count, counts);
-  return { overall, means: maps, meanErrors: Array.from(errors) };
+  const { maps, errors } = unpack(bytes, 4 * count, counts, levels);
+  return { overall, means: maps, meanErrors: errors };
 }
 
 function readHeads(bytes, view, levels) {
   const counts = view.layers.flatMap((one) => one.heads.map(() => cells(view.grids[one.grid])));
-  counts.levels = levels;
-  const { maps, errors } = unpack(bytes, 0, counts);
+  const { maps, errors } = unpack(bytes, 0, counts, levels);
   let at = 0;
   const heads = [];
   const headErrors = [];
   for (const one of view.layers) {
     heads.push(maps.slice(at, at + one.heads.length));
-    headErrors.push(Array.from(errors.slice(at, at + one.heads.length)));
+    headErrors.push(errors.slice(at, at + one.heads.length));
     at += one.heads.length;
   }
   return { heads, headErrors };
@@ -192,8 +198,9 @@ class PageSource {
     return this.tokens.get(place, async () => {
       const shape = this.contents.records[record].views[view];
       const [means, heads] = await Promise.all([this.block(`means-${place}`), this.block(`heads-${place}`)]);
+      const { exact, levels } = this.contents.kept;
       const missing = { heads: null, headErrors: null };
-      return { ...readMeans(means, shape), ...(heads ? readHeads(heads, shape, this.contents.heads.levels) : missing) };
+      return { ...readMeans(means, shape, exact ? null : FINEST), ...(heads ? readHeads(heads, shape, levels) : missing) };
     });
   }
 
@@ -282,7 +289,7 @@ class KernelSource {
     return this.sheets.get([record, view, timestep, tokens.join("+"), reading].join("|"), async () => {
       const { bytes } = await this.ask("sheet", { record, view, timestep, tokens, reading });
       const shape = this.contents.records[record].views[view];
-      return { ...readMeans(bytes[0], shape), ...readHeads(bytes[1], shape, 254) };
+      return { ...readMeans(bytes[0], shape, null), ...readHeads(bytes[1], shape, FINEST) };
     });
   }
 
@@ -549,24 +556,26 @@ class Panel {
     }
   }
 
+  // Metrics across; the map and what it must be compared with down.
   score(rows, columns) {
     this.table.replaceChildren();
     if (!rows) return;
     const table = element("table");
     const head = element("tr");
-    head.append(element("th", "", ""), ...columns.map((name) => element("th", "", name.replaceAll("_", " "))));
+    head.append(element("th", "", ""), ...rows.map((one) => element("th", "", one.metric)));
     table.append(head);
-    for (const { metric, values, reason } of rows) {
+    columns.forEach((name, i) => {
       const line = element("tr");
-      line.append(element("th", "", metric));
-      values.forEach((value) => {
+      line.append(element("th", "", name.replaceAll("_", " ")));
+      rows.forEach(({ values, reason }) => {
+        const value = values[i] ?? undefined;
         const known = Number.isFinite(value);
         const cell = element("td", "", known ? value.toFixed(3) : "–");
-        if (!known) cell.title = value === undefined ? "not kept in this file" : reason || "no answer";
+        if (!known) cell.title = (i === 0 && reason) || "no answer, or not kept in this file";
         line.append(cell);
       });
       table.append(line);
-    }
+    });
     this.table.append(table);
   }
 }
@@ -764,15 +773,18 @@ class HeadGrid {
     context.rect(this.left - 4, this.top - 3, this.root.clientWidth, this.root.clientHeight);
     context.save();
     context.clip();
+    const framed = new Map();
     this.explorer.panels.forEach((panel, index) => {
       const { record, layer, head } = panel.selection;
       if (layer === null || record !== this.selection.record) return;
       const column = head === null ? 0 : head + 1;
+      const inside = framed.get(`${layer} ${column}`) ?? 0; // a second frame of one map stands within the first
+      framed.set(`${layer} ${column}`, inside + 3);
       const x = this.x(column) - this.root.scrollLeft;
       const y = this.y(layer) - this.root.scrollTop;
       context.lineWidth = 2.5;
       context.strokeStyle = this.explorer.colourOf(index);
-      context.strokeRect(x - 1, y - 1, this.cellWidth + 2, this.cellHeight + 2);
+      context.strokeRect(x - 1 + inside, y - 1 + inside, this.cellWidth + 2 - 2 * inside, this.cellHeight + 2 - 2 * inside);
     });
     context.restore();
   }
@@ -846,6 +858,7 @@ export class Explorer {
       record: 0, view: 0, tokens: [], layer: null, head: null, timestep: null, reading: contents.records[0].readings[0],
       compare: [], beside: false, scale: "shown", gridScale: "shared", opacity: 1, outline: true, ...start,
     };
+    this.settle();
     this.build();
     this.listen();
     this.settled = this.update();
@@ -984,9 +997,16 @@ export class Explorer {
     const before = this.state;
     this.state = { ...before, ...change };
     if ("record" in change && change.record !== before.record) this.follow(before);
+    this.settle();
     if (!quiet) this.onChange(this.state);
     this.settled = this.update();
     return this.settled;
+  }
+
+  // The state never points at what is not there.
+  settle() {
+    const { layer, head, timestep, reading, view } = this.resolve({});
+    Object.assign(this.state, { layer, head, timestep, reading, view });
   }
 
   // Of another record the same words, the same view and the nearest layer and head.
@@ -1204,9 +1224,6 @@ export class Explorer {
     try {
       const overrides = this.overrides();
       const selections = overrides.map((one) => this.resolve(one));
-      // The state itself never points at what is not there.
-      Object.assign(this.state, { layer: selections[0].layer, head: selections[0].head, timestep: selections[0].timestep,
-        reading: selections[0].reading, view: selections[0].view });
       const sheets = await Promise.all(selections.map((one) => (one.tokens ? this.source.sheet(one) : null)));
       if (ticket !== this.ticket) return;
       this.fitPanels(overrides);
@@ -1241,8 +1258,7 @@ export class Explorer {
     if (layer === null) return [{ values: sheet.overall, grid, error: 0 }, null];
     if (head === null) return [{ values: sheet.means[layer], grid, error: sheet.meanErrors[layer] }, null];
     if (!sheet.heads) {
-      const why = this.contents.heads?.levels ? "At single timesteps this file holds no single heads; choose the mean of timesteps." : this.contents.heads?.lost;
-      return [null, why];
+      return [null, `This map is not in this file. ${this.contents.kept?.said}`];
     }
     return [{ values: sheet.heads[layer][head], grid, error: sheet.headErrors[layer][head] }, null];
   }
@@ -1467,8 +1483,8 @@ export class Explorer {
     if (this.factsOf === this.state.record) return;
     this.factsOf = this.state.record;
     const { facts } = this.contents.records[this.state.record];
-    const lost = this.contents.heads?.lost;
-    const all = lost ? [...facts, ["kept in this file", lost]] : facts;
+    const kept = this.contents.kept?.said;
+    const all = kept ? [...facts, ["in this file", kept]] : facts;
     this.facts.replaceChildren(...all.flatMap(([name, value]) => [element("dt", "", name), element("dd", "", value)]));
   }
 }
@@ -1528,6 +1544,7 @@ function render({ model, el }) {
       const wanted = read();
       if (JSON.stringify(wanted) !== JSON.stringify(Object.fromEntries(Object.keys(wanted).map((name) => [name, explorer.state[name]])))) {
         explorer.state = { ...explorer.state, ...wanted };
+        explorer.settle();
         explorer.settled = explorer.update();
       }
     });

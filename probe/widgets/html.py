@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import html
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ from probe.errors import InputError
 from probe.widgets.contents import Shown, contents_of, gather
 from probe.widgets.packing import FINEST, deflate, pack_heads, pack_means, to_text
 from probe.widgets.scores import PhraseScores
-from probe.widgets.sheets import Sheet, make_sheet, mean_sheet, of_view, readings_of, view_names
+from probe.widgets.sheets import Sheet, make_sheet, mean_sheet, of_view, readings_of, timesteps_of, view_names
 from probe.writing import write_beside
 
-__all__ = ["Page", "page_source", "write_html"]
+__all__ = ["Kept", "Page", "page_source", "write_html", "write_shown"]
 
 #: Steps between the lowest and the highest value of a head's map, from the finest: the first with which the file is small enough.
 LEVELS = (FINEST, 127, 63, 47, 31, 23, 15, 11, 7)
@@ -35,30 +36,42 @@ SAMPLED = 6
 
 
 @dataclass(frozen=True)
-class Page:
-    """What was written, and what it leaves out.
+class Kept:
+    """How much of the maps a file holds.
 
     Attributes
     ----------
-    path : the file.
-    megabytes : its size.
-    levels : steps between the lowest and highest value of a single head's map; ``None`` if single heads are left out.
-    heads_at_timesteps : whether single heads are there at each timestep, and not as their mean over timesteps alone.
+    exact : every map in float32, as it was recorded.
+    levels : else, steps between the lowest and highest value of a single head's map; ``None`` if single heads are left out.
+    at_timesteps : whether single heads are there at each timestep too, and not as their mean over timesteps alone.
     """
+
+    exact: bool
+    levels: int | None
+    at_timesteps: bool = True
+
+    @property
+    def said(self) -> str:
+        """What the file holds of the record, and what is lost, as a sentence."""
+        if self.exact:
+            said = "Every map is kept exactly."
+        elif self.levels is None:
+            return f"Each layer's mean over heads is kept in {FINEST + 1} levels; single heads are left out."
+        else:
+            said = (
+                f"Maps of single heads are kept in {self.levels + 1} levels, off by at most {0.5 / self.levels:.1%} of each map's "
+                f"range; their means in {FINEST + 1} levels; the mean over all layers exactly."
+            )
+        return said if self.at_timesteps else f"{said} Single heads are there as their mean over timesteps."
+
+
+@dataclass(frozen=True)
+class Page:
+    """What was written: the file, its size in millions of bytes, and how much of the maps it holds."""
 
     path: Path
     megabytes: float
-    levels: int | None
-    heads_at_timesteps: bool
-
-    @property
-    def lost(self) -> str:
-        """What the file does not hold of the records, as a sentence."""
-        if self.levels is None:
-            return "Single heads are left out: each layer's mean over heads is there."
-        error = 0.5 / self.levels
-        said = f"Maps of single heads are kept in {self.levels + 1} levels: off by at most {error:.1%} of each map's range."
-        return said if self.heads_at_timesteps else f"{said} They are there as their mean over timesteps."
+    kept: Kept
 
 
 @dataclass(frozen=True)
@@ -86,14 +99,14 @@ def write_html(
     start: Mapping[str, Any] | None = None,
     on_sheet: Callable[[int, int], None] | None = None,
 ) -> Page:
-    """What was written, and what the file leaves out to be small: a ``Page``.
+    """What was written, and how much of the maps the file holds: a ``Page``.
 
     Parameters
     ----------
     given, image, masks, labels : as for ``probe.explore``.
     out : the file.
-    megabytes : what it may take (millions of bytes). Mean maps are always kept in 255 levels or exactly; single heads in as many levels
-        as fit, and where none fit not at all. The page says which.
+    megabytes : what it may take (millions of bytes). Where not every map fits exactly, the mean over all layers still is exact,
+        each layer's mean is kept in 255 levels, and single heads in as many as fit, or not at all. The page says which.
     start : what the page shows first, such as ``{"layer": 3, "head": 1}``; see ``Explorer``.
     on_sheet : called with the number of sheets packed and that of all, to show progress.
 
@@ -105,6 +118,18 @@ def write_html(
         If the file cannot be written.
     """
     shown = gather(given, image=image, masks=masks, labels=labels)
+    return write_shown(shown, Path(out), megabytes=megabytes, start=start, on_sheet=on_sheet)
+
+
+def write_shown(
+    shown: Shown,
+    out: Path,
+    *,
+    megabytes: float = 10.0,
+    start: Mapping[str, Any] | None = None,
+    on_sheet: Callable[[int, int], None] | None = None,
+) -> Page:
+    """As ``write_html``, of what was gathered before."""
     contents = contents_of(shown)
     contents["start"] |= dict(start or {})
     for record, one in enumerate(shown.records):
@@ -113,40 +138,44 @@ def write_html(
             own = contents["records"][record]["views"][view]
             own["scores"] = _scores(of_view(one, name), scores) if scores and own["masks"] else None
     budget = int(megabytes * 1e6)
-    for levels, at_timesteps in _choices(shown, contents, budget):
-        limits = Page(Path(out), 0.0, levels, at_timesteps)
-        contents["heads"] = {"levels": levels, "at_timesteps": at_timesteps, "lost": limits.lost}
-        blocks = _blocks(shown, levels, at_timesteps=at_timesteps, on_sheet=on_sheet)
-        text = page_source(contents, blocks, limit=budget)
+    for kept in _choices(shown, contents, budget):
+        contents["kept"] = asdict(kept) | {"said": kept.said}
+        text = page_source(contents, _blocks(shown, kept, on_sheet), limit=budget)
         if text is not None:
-            size = len(text.encode("utf-8"))
-            write_beside(Path(out), lambda beside, text=text: beside.write_text(text, encoding="utf-8"))  # type: ignore[misc]
-            return Page(Path(out), size / 1e6, levels, at_timesteps)
+            write_beside(out, functools.partial(_write, text))
+            return Page(out, len(text.encode("utf-8")) / 1e6, kept)
     raise InputError(
-        f"The mean maps of each layer alone take more than {megabytes:g} MB; select layers, tokens or timesteps of the record, or allow "
-        "more megabytes."
+        f"The mean maps of each layer alone take more than {megabytes:g} MB; select layers, tokens or timesteps of the record, or "
+        "allow more megabytes."
     )
 
 
-def _choices(shown: Shown, contents: dict[str, Any], budget: int) -> Iterator[tuple[int | None, bool]]:
-    """What to keep of single heads, from the most that is foreseen to fit."""
-    room = (budget - len(json.dumps(contents)) - len(_module()) - len(_style())) * 3 / 4  # letters hold 6 bits of 8
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _choices(shown: Shown, contents: dict[str, Any], budget: int) -> Iterator[Kept]:
+    """What to keep, from the most that is foreseen to fit."""
+    letters = len(json.dumps(contents)) + len(_module()) + len(_style())
+    room = (budget - letters) * 3 / 4  # a letter holds 6 bits of 8
     parts = list(_parts(shown))
     sampled = [parts[i] for i in sorted({int(i) for i in np.linspace(0, len(parts) - 1, SAMPLED)})]
-    grids = {(one.record, one.view): _grids(shown, one) for one in sampled}
-    sheets = [(_sheet(shown, one), grids[one.record, one.view]) for one in sampled]
-    means = np.mean([len(deflate(pack_means(*one))) for one in sheets]) * len(parts)
-    several = any(len(layer.timesteps) > 1 for one in shown.records for layer in one.layers)
-    for at_timesteps in (True, False)[: 1 + several]:
-        count = sum(one.timestep is None or at_timesteps for one in parts)
+    sheets = [(_sheet(shown, one), _grids(shown, one)) for one in sampled]
+    size = lambda pack, **how: float(np.mean([len(deflate(pack(*one, **how))) for one in sheets]))  # noqa: E731
+    steps = sum(one.timestep is not None for one in parts)
+    for at_timesteps in (True, False)[: 1 + bool(steps)]:
+        count = len(parts) - (0 if at_timesteps else steps)
+        if size(pack_means, exact=True) * len(parts) + size(pack_heads, levels=None) * count <= room:
+            yield Kept(True, None, at_timesteps)
         for levels in LEVELS:
-            heads = np.mean([len(deflate(pack_heads(*one, levels=levels))) for one in sheets]) * count
-            if means + heads <= room:
-                yield levels, at_timesteps
-    yield None, False
+            if size(pack_means) * len(parts) + size(pack_heads, levels=levels) * count <= room:
+                yield Kept(False, levels, at_timesteps)
+    yield Kept(False, None, False)
 
 
-def page_source(contents: Mapping[str, Any], blocks: Iterator[tuple[str, bytes]], *, limit: int | None = None) -> str | None:
+def page_source(
+    contents: Mapping[str, Any], blocks: Iterator[tuple[str, bytes]], *, limit: int | None = None
+) -> str | None:
     """The page's text, or ``None`` as soon as it has more letters than the limit.
 
     Nothing in it is asked from anywhere: its policy forbids it, and lets only this very script and style act.
@@ -175,15 +204,13 @@ def page_source(contents: Mapping[str, Any], blocks: Iterator[tuple[str, bytes]]
     return "".join([*parts, f"<script type='module'>{script}</script>\n</body>\n</html>\n"])
 
 
-def _blocks(
-    shown: Shown, levels: int | None, *, at_timesteps: bool, on_sheet: Callable[[int, int], None] | None
-) -> Iterator[tuple[str, bytes]]:
+def _blocks(shown: Shown, kept: Kept, on_sheet: Callable[[int, int], None] | None) -> Iterator[tuple[str, bytes]]:
     parts = list(_parts(shown))
     for number, one in enumerate(parts, start=1):
         sheet, grids = _sheet(shown, one), _grids(shown, one)
-        yield one.name("means"), deflate(pack_means(sheet, grids))
-        if levels is not None and (one.timestep is None or at_timesteps):
-            yield one.name("heads"), deflate(pack_heads(sheet, grids, levels=levels))
+        yield one.name("means"), deflate(pack_means(sheet, grids, exact=kept.exact))
+        if (kept.exact or kept.levels is not None) and (one.timestep is None or kept.at_timesteps):
+            yield one.name("heads"), deflate(pack_heads(sheet, grids, levels=kept.levels))
         if on_sheet is not None:
             on_sheet(number, len(parts))
 
@@ -193,10 +220,8 @@ def _parts(shown: Shown) -> Iterator[_Part]:
     for record, one in enumerate(shown.records):
         both = len(readings_of(one)) > 1
         for view, name in enumerate(view_names(one)):
-            steps = {layer.timesteps for layer in of_view(one, name).layers}
-            count = len(next(iter(steps))) if len(steps) == 1 else 1
-            for step in (None, *(range(count) if count > 1 else ())):
-                for token in ([None] if both else []) + list(range(len(one.tokens))):  # type: ignore[list-item]
+            for step in (None, *range(len(timesteps_of(of_view(one, name))))):
+                for token in (*([None] if both else []), *range(len(one.tokens))):
                     yield _Part(record, view, step, token)
 
 
@@ -217,13 +242,11 @@ def _sheet(shown: Shown, part: _Part) -> Sheet:
 
 
 def _scores(record: AttentionRecord, scores: PhraseScores) -> dict[str, Any]:
-    """Reading -> timestep ("mean" or its position) -> scores: of the mean over all and of each layer (place, metric, column, phrase) with
-    all controls; of single heads, at the mean over timesteps alone, for each layer (metric, head, phrase)."""
-    steps = {one.timesteps for one in record.layers}
-    count = len(next(iter(steps))) if len(steps) == 1 else 1
+    """Reading -> timestep ("mean" or its position) -> scores: of the mean over all and of each layer (place, metric, column,
+    phrase) with all controls; of single heads, at the mean over timesteps alone, for each layer (metric, head, phrase)."""
     found: dict[str, Any] = {}
     for reading in readings_of(record):
-        for step in (None, *(range(count) if count > 1 else ())):
+        for step in (None, *range(len(timesteps_of(record)))):
             sheets = scores.sheets(record, timestep=step, reading=reading)
             places = [(np.stack([one.overall for one in sheets]), sheets[0].grid)] if sheets else []
             places += [

@@ -19,7 +19,9 @@ __all__ = ["FINEST", "MISSING", "deflate", "pack_heads", "pack_means", "quantise
 MISSING, FINEST = 255, 254
 
 
-def quantise(maps: NDArray[np.float32], grid: PatchGrid, *, levels: int = FINEST) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def quantise(
+    maps: NDArray[np.float32], grid: PatchGrid, *, levels: int = FINEST
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """(map, row, col) whole numbers from 0 to ``levels`` and the (map, 2) lowest and highest values that these stand for.
 
     The error is at most half a step, (highest - lowest) / (2 levels) of that map. Patches that show nothing of the image become 0
@@ -45,19 +47,24 @@ def quantise(maps: NDArray[np.float32], grid: PatchGrid, *, levels: int = FINEST
     return whole.astype(np.uint8), scales
 
 
-def pack_means(sheet: Sheet, grids: Sequence[PatchGrid]) -> bytes:
-    """``overall`` in float32, then the scales of the layers' means, then these in the finest levels; little-endian.
+def pack_means(sheet: Sheet, grids: Sequence[PatchGrid], *, exact: bool = False) -> bytes:
+    """``overall`` in float32, then the layers' means: in float32 too, or their scales and then whole numbers; little-endian.
 
     Parameters
     ----------
     grids : the layers' own.
     """
-    parts = [quantise(one[None], grid) for one, grid in zip(sheet.means, grids, strict=True)]
-    return _bytes(sheet.overall) + _joined(parts)
+    if exact:
+        return b"".join(map(_bytes, (sheet.overall, *sheet.means)))
+    return _bytes(sheet.overall) + _joined(
+        [quantise(one[None], grid) for one, grid in zip(sheet.means, grids, strict=True)]
+    )
 
 
-def pack_heads(sheet: Sheet, grids: Sequence[PatchGrid], *, levels: int = FINEST) -> bytes:
-    """The scales of all heads, layer by layer, then their maps in so many levels; little-endian."""
+def pack_heads(sheet: Sheet, grids: Sequence[PatchGrid], *, levels: int | None = FINEST) -> bytes:
+    """The scales of all heads, layer by layer, then their maps in so many levels; or, for ``None``, the maps in float32."""
+    if levels is None:
+        return b"".join(map(_bytes, sheet.heads))
     return _joined([quantise(one, grid, levels=levels) for one, grid in zip(sheet.heads, grids, strict=True)])
 
 

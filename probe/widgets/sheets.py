@@ -17,7 +17,17 @@ from probe.attention import AttentionRecord, LayerAttention
 from probe.errors import InputError
 from probe.layout import PatchGrid
 
-__all__ = ["Reading", "Sheet", "make_sheet", "map_of", "mean_sheet", "of_view", "readings_of", "view_names"]
+__all__ = [
+    "Reading",
+    "Sheet",
+    "make_sheet",
+    "map_of",
+    "mean_sheet",
+    "of_view",
+    "readings_of",
+    "timesteps_of",
+    "view_names",
+]
 
 Reading = Literal["minus mean", "attention"]
 Maps = NDArray[np.float32]
@@ -49,6 +59,13 @@ def view_names(record: AttentionRecord) -> tuple[str, ...]:
 def of_view(record: AttentionRecord, view: str) -> AttentionRecord:
     """The record with the layers of one view; nothing is copied, as ``select`` would."""
     return replace(record, layers=tuple(one for one in record.layers if one.view == view))
+
+
+def timesteps_of(record: AttentionRecord) -> tuple[int, ...]:
+    """The timesteps that can be chosen: those of every layer, where these are alike and several; else none."""
+    several = {one.timesteps for one in record.layers}
+    first = next(iter(several))
+    return first if len(several) == 1 and len(first) > 1 else ()
 
 
 def readings_of(record: AttentionRecord) -> tuple[Reading, ...]:
@@ -105,8 +122,8 @@ def map_of(
 def _heads(layer: LayerAttention, tokens: Sequence[int], timestep: int | None, reading: Reading) -> Tensor:
     """(head, row, col) on the CPU."""
     # One token after the other: only these are read, however many tokens there are.
-    maps = sum(_at(layer.values[:, :, one], timestep) for one in tokens) / len(tokens)
-    return maps - _at(layer.token_mean, timestep) if reading == "minus mean" else maps  # type: ignore[no-any-return]
+    maps = torch.stack([_at(layer.values[:, :, one], timestep) for one in tokens]).mean(0)
+    return maps - _at(layer.token_mean, timestep) if reading == "minus mean" else maps
 
 
 def _at(values: Tensor, timestep: int | None) -> Tensor:
