@@ -10,6 +10,7 @@ from probe.commands.converting import convert_difflmm
 from probe.commands.demonstration import demo
 from probe.commands.emerging import emergence
 from probe.commands.evaluating import evaluate_gcg, evaluate_pacc, evaluate_png, evaluate_res
+from probe.commands.exploring import html
 from probe.commands.lab import lab_scenes, lab_train
 from probe.commands.recording import record
 from probe.commands.scoring import score
@@ -29,6 +30,7 @@ VERBS: dict[str, Callable[..., Report]] = {
     "compare": compare,
     "emergence": emergence,
     "check": check,
+    "html": html,
 }
 EVALUATE_VERBS: dict[str, Callable[..., Report]] = {
     "gcg": evaluate_gcg,
