@@ -121,13 +121,12 @@ def caption(data: Path) -> str:
     one, before = rows.iloc[0], rows.groupby("effect")["before"].first()
     return (
         f"What taking heads of {facts['model']} away costs, in (a) the log-probability of a phrase and (b) pointing: "
-        f"{one['phrases']:,} phrases of {one['images']:,} unseen scenes (seed {facts['measured_on_seed']}), each read with and without "
-        f"the heads; bars: 95 % intervals by bootstrap over scenes. As it is: log-probability "
+        f"{one['phrases']:,} phrases of {one['images']:,} unseen scenes (seed {facts['measured_on_seed']}), each read with and "
+        "without the heads; bars: 95 % intervals by bootstrap over scenes. As it is: log-probability "
         f"{before['log-probability']:.2f}, pointing {before['pointing']:.2f}. Pointing is of the map of all layers and heads "
-        "minus its mean, so that only layers after the silenced ones can change it. "
-        f"Best head: of highest {facts['metric']} on {facts['chosen_on_scenes']} other scenes (seed {facts['chosen_on_seed']}), and "
-        f"{interval(facts['held_out'])} on {facts['held_out_scenes']} held out. Random head: a draw from the others before the last "
-        "layer."
+        f"minus its mean, so that only layers after the silenced ones can change it. Best head: of highest {facts['metric']} on "
+        f"{facts['chosen_on_scenes']} other scenes (seed {facts['chosen_on_seed']}), and {interval(facts['held_out'])} on "
+        f"{facts['held_out_scenes']} held out. Random head: a draw from the others before the last layer."
     )
 
 

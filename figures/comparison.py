@@ -1,7 +1,7 @@
 """Draws ``figures/comparison.png`` and ``.pdf``: CLIP against diffusion, as encoders and as what one language model sees.
 
-``python figures/comparison.py`` draws from the shipped tables and needs no model; with ``--measure`` the series over timesteps and draws
-are measured again first (minutes). The tables of all seeds are those that ``probe lab train twins`` writes.
+``python figures/comparison.py`` draws from the shipped tables and needs no model; with ``--measure`` the series over timesteps and
+draws are measured again first (minutes). The tables of all seeds are those that ``probe lab train twins`` writes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def draw(data: Path, out: Path, *, tables: Path = TWIN_TABLES) -> tuple[Path, Pa
         heading(rows[0], "a  Each system's reading, one mark a seed, on one common grid")
         for ax, metric in zip(rows[0].subplots(1, 3, sharey=True), METRICS, strict=True):
             draw_readings(ax, seeds, metric)
-        heading(rows[1], "b  Differences on the same phrases, one mark a seed; bar: 95 % over seeds; filled: all seeds agree")
+        heading(
+            rows[1],
+            "b  Differences on the same phrases, one mark a seed; bar: 95 % over seeds; filled: all seeds agree",
+        )
         for ax, metric in zip(rows[1].subplots(1, 3, sharey=True), METRICS, strict=True):
             draw_differences(ax, agreed, metric)
         left, middle, right = rows[2].subfigures(1, 3, width_ratios=[1.25, 1, 1])
@@ -176,14 +179,14 @@ def caption(data: Path, *, tables: Path = TWIN_TABLES) -> str:
     reading = seeds[0].frame[seeds[0].frame["kind"] == "reading"]
     training = pd.read_csv(tables / TRAINING)
     return (
-        "CLIP against diffusion. One language model in front of frozen features: a LLaVA on CLIP, a DiffLMM on CLIP and a U-Net, and that "
-        f"DiffLMM blind to CLIP or to the U-Net ({', '.join(_short(one) for one in TWINS)}), {len(seeds)} seeds of weights and scenes each; "
-        "and the two encoders themselves, of which there is one training each: nothing here is about other trainings of them. "
-        f"a, b: {int(reading['phrases'].max()):,} phrases of {int(reading['images'].max()):,} unseen scenes, maps minus their mean (Eq. 3); thin "
-        "bars: 95 % intervals by bootstrap over scenes; thick bars in b: over seeds (Student's t). Lines in a: dotted chance, dashed floor "
-        "(another phrase's map, plus what other words change), solid the best that patches allow. "
-        f"c: {int(training['images'].max())} scenes, thin a seed, thick their mean. d, e: {int(steps['images'].max())} scenes, seed 0, bands 95 % over "
-        "scenes; the twins met t = 100 alone in training."
+        "CLIP against diffusion. One language model in front of frozen features: a LLaVA on CLIP, a DiffLMM on CLIP and a "
+        f"U-Net, and that DiffLMM blind to CLIP or to the U-Net ({', '.join(_short(one) for one in TWINS)}), {len(seeds)} seeds "
+        "of weights and scenes each; and the two encoders themselves, of which there is one training each: nothing here is "
+        f"about other trainings of them. a, b: {int(reading['phrases'].max()):,} phrases of {int(reading['images'].max()):,} "
+        "unseen scenes, maps minus their mean (Eq. 3); thin bars: 95 % intervals by bootstrap over scenes; thick bars in b: "
+        "over seeds (Student's t). Lines in a: dotted chance, dashed floor (another phrase's map, plus what other words "
+        f"change), solid the best that patches allow. c: {int(training['images'].max())} scenes, thin a seed, thick their mean. "
+        f"d, e: {int(steps['images'].max())} scenes, seed 0, bands 95 % over scenes; the twins met t = 100 alone in training."
     )
 
 

@@ -1,7 +1,7 @@
 """Draws ``figures/emergence.png`` and ``.pdf``: how grounding emerges over training, layers, words and noise, from saved tables.
 
-``python figures/emergence.py`` draws and needs no model; with ``--measure`` it first measures lab/llava's checkpoints again. The table
-over timesteps is that of lab/diffusion, which ``python figures/encoders.py --measure`` makes.
+``python figures/emergence.py`` draws and needs no model; with ``--measure`` it first measures lab/llava's checkpoints again. The
+table over timesteps is that of lab/diffusion, which ``python figures/encoders.py --measure`` makes.
 """
 
 from __future__ import annotations
@@ -80,16 +80,18 @@ def caption(data: Path) -> str:
     facts = json.loads((data / "emergence.json").read_text(encoding="utf-8"))
     order, noise = pd.read_csv(data / "emergence-order.csv"), pd.read_csv(data / TABLES["timestep"])
     parts = [
-        f"How grounding emerges: pointing of {facts['model']} on {facts['scenes']} unseen scenes (a) while it is trained, beside its "
-        "caption loss, (b) over its layers and (c) over the words around a phrase; and (d) of lab/diffusion's text cross-attention "
-        f"over timesteps, from hardly any noise to hardly any image ({int(noise['images'].max())} scenes, "
-        f"{int(noise['phrases'].max())} phrases). Bands and bars: 95 % intervals by bootstrap over scenes; one training run of each "
-        "model, so they say nothing of other trainings. Filled marks beat both chance and their floor, what the same map scores on "
-        "other phrases' masks."
+        f"How grounding emerges: pointing of {facts['model']} on {facts['scenes']} unseen scenes (a) while it is trained, beside "
+        "its caption loss, (b) over its layers and (c) over the words around a phrase; and (d) of lab/diffusion's text "
+        f"cross-attention over timesteps, from hardly any noise to hardly any image ({int(noise['images'].max())} scenes, "
+        f"{int(noise['phrases'].max())} phrases). Bands and bars: 95 % intervals by bootstrap over scenes; one training run of "
+        "each model, so they say nothing of other trainings. Filled marks beat both chance and their floor, what the same map "
+        "scores on other phrases' masks."
     ]
     for _, row in order[(order["score"] == "minus_mean") & (order["loss"] == "caption_loss")].iterrows():
         lag = f"{row['lag']:.0f} [{row['lag_low']:.0f}, {row['lag_high']:.0f}]"
-        parts.append(f"Grounding (minus mean) has gone {row['share']:.0%} of its way {lag} steps after the caption loss.")
+        parts.append(
+            f"Grounding (minus mean) has gone {row['share']:.0%} of its way {lag} steps after the caption loss."
+        )
     return " ".join(parts)
 
 

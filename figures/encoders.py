@@ -196,20 +196,23 @@ def caption(data: Path) -> str:
     tables = {name: pd.read_csv(data / f"encoders-{name}.csv") for name in ("clip", "diffusion")}
     rows = {name: row_of(table, "minus_mean") for name, table in tables.items()}
     beside = {
-        name: " and ".join(f"{one.split('_')[0]} {row_of(table, one)['value']:.2f}" for one in ("chance", "oracle_patch"))
+        name: " and ".join(
+            f"{one.split('_')[0]} {row_of(table, one)['value']:.2f}" for one in ("chance", "oracle_patch")
+        )
         for name, table in tables.items()
     }
     heads = pd.concat([table[table["kind"].isin(["head", "head at timestep"])] for table in tables.values()])
     widest = max((heads["high"] - heads["value"]).max(), (heads["value"] - heads["low"]).max())
     return (
-        f"One phrase, {quoted(facts['phrase'])} of {quoted(facts['caption'])} (scene {facts['scene']} of the test split), seen by "
-        f"{facts['clip']} (a) and by {facts['diffusion']} (c), and how often they point right (b, d, e) on "
-        f"{rows['clip']['images']:,} unseen scenes with {rows['clip']['phrases']:,} phrases. CLIP has no attention from text to patches: a and b "
-        "are of contributions, signed parts of its own similarity, minus their mean over the caption's phrases; c to e are of attention "
-        "minus its mean over the caption's words. Maps of all layers and heads point right "
-        f"{interval(rows['clip'])} of the time (CLIP; {beside['clip']}) and {interval(rows['diffusion'])} (U-Net, mean of these timesteps; "
-        f"{beside['diffusion']}); intervals of 95 % by bootstrap over scenes, in b and e no further than {widest:.2f} either way. Timesteps "
-        f"are of 1,000, the last all noise; one draw of noise (seed {facts['seed']}), the same for every scene. A patch counts by its centre."
+        f"One phrase, {quoted(facts['phrase'])} of {quoted(facts['caption'])} (scene {facts['scene']} of the test split), seen "
+        f"by {facts['clip']} (a) and by {facts['diffusion']} (c), and how often they point right (b, d, e) on "
+        f"{rows['clip']['images']:,} unseen scenes with {rows['clip']['phrases']:,} phrases. CLIP has no attention from text to "
+        "patches: a and b are of contributions, signed parts of its own similarity, minus their mean over the caption's "
+        "phrases; c to e are of attention minus its mean over the caption's words. Maps of all layers and heads point right "
+        f"{interval(rows['clip'])} of the time (CLIP; {beside['clip']}) and {interval(rows['diffusion'])} (U-Net, mean of these "
+        f"timesteps; {beside['diffusion']}); intervals of 95 % by bootstrap over scenes, in b and e no further than {widest:.2f} "
+        f"either way. Timesteps are of 1,000, the last all noise; one draw of noise (seed {facts['seed']}), the same for every "
+        "scene. A patch counts by its centre."
     )
 
 

@@ -1,7 +1,7 @@
 """Draws ``figures/families.png`` and ``.pdf``: every family that can be recorded, and what checking it found.
 
-``python figures/families.py`` draws from the saved table and needs no model; with ``--measure`` a tiny random model of every family is
-checked again first, as by ``probe check --all`` (minutes).
+``python figures/families.py`` draws from the saved table and needs no model; with ``--measure`` a tiny random model of every family
+is checked again first, as by ``probe check --all`` (minutes).
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def draw_table(ax: Axes, table: pd.DataFrame) -> None:
 def cells(row: pd.Series) -> list[str]:
     """What stands in a family's row, in the order of ``COLUMNS``."""
     errors = [number(row[key]) for key in ("parity", "parity_float64", "certificate")]
-    counts = ["\N{EN DASH}" if pd.isna(row[key]) else f"{row[key]:.0f}" for key in ("geometry_wrong_cells", "state_differences")]
+    counts = [
+        "\N{EN DASH}" if pd.isna(row[key]) else f"{row[key]:.0f}"
+        for key in ("geometry_wrong_cells", "state_differences")
+    ]
     return [row["family"], row["kind"], PATHS[row["image_tokens"]], *errors, *counts, "yes" if row["passed"] else "NO"]
 
 
@@ -107,12 +110,13 @@ def caption(data: Path) -> str:
     with_reference = int(table["parity"].notna().sum())
     libraries = ", ".join(f"{name} {table[name].iloc[0]}" for name in LIBRARIES)
     return (
-        f"The {len(table)} families that can be recorded, of which {int(table['passed'].sum())} pass every check of probe check --all, each on one tiny "
-        f"random model of the library's own classes ({libraries}). Largest errors: of one attention weight from an eager or plain reference "
-        f"in float32 and float64, where there is one ({with_reference} families; at most {number(table['parity'].max())} and "
-        f"{number(table['parity_float64'].max())}), and of the attention output rebuilt from recorded weights, relative to it (certificate, at most "
-        f"{number(table['certificate'].max())}). Differences: cells whose painted pixels move another token most, and what recording leaves changed "
-        "on the model. The numbers are maxima of one run and have no interval. Released weights were not tried here."
+        f"The {len(table)} families that can be recorded, of which {int(table['passed'].sum())} pass every check of probe check "
+        f"--all, each on one tiny random model of the library's own classes ({libraries}). Largest errors: of one attention "
+        f"weight from an eager or plain reference in float32 and float64, where there is one ({with_reference} families; at most "
+        f"{number(table['parity'].max())} and {number(table['parity_float64'].max())}), and of the attention output rebuilt from "
+        f"recorded weights, relative to it (certificate, at most {number(table['certificate'].max())}). Differences: cells whose "
+        "painted pixels move another token most, and what recording leaves changed on the model. The numbers are maxima of one "
+        "run and have no interval. Released weights were not tried here."
     )
 
 

@@ -106,12 +106,14 @@ def caption(data: Path) -> str:
     """What was drawn, from what, and how recognisable it is."""
     facts = json.loads((data / "generation.json").read_text(encoding="utf-8"))
     found = facts["recognised"]
-    drawn, scenes = (interval(dict(zip(("value", "low", "high"), found[one], strict=True))) for one in ("drawn", "scenes"))
+    drawn, scenes = (
+        interval(dict(zip(("value", "low", "high"), found[one], strict=True))) for one in ("drawn", "scenes")
+    )
     return (
-        f"What {facts['model']} draws for captions of the test split, whose scenes it has never seen, from "
-        f"{len(facts['seeds'])} seeds ({facts['steps']} steps, guidance {facts['guidance']:g}); on the left the scene that the caption "
-        f"was written for. lab/clip picks the right one of {found['captions']} captions for {drawn} of {found['captions']} such "
-        f"pictures, and for {scenes} of the scenes; 95 % intervals by bootstrap over captions."
+        f"What {facts['model']} draws for captions of the test split, whose scenes it has never seen, from {len(facts['seeds'])} "
+        f"seeds ({facts['steps']} steps, guidance {facts['guidance']:g}); on the left the scene that the caption was written "
+        f"for. lab/clip picks the right one of {found['captions']} captions for {drawn} of {found['captions']} such pictures, "
+        f"and for {scenes} of the scenes; 95 % intervals by bootstrap over captions."
     )
 
 

@@ -1,7 +1,7 @@
 """Draws ``figures/localisation.png`` and ``.pdf``: how often every head of every small model points right.
 
-``python figures/localisation.py`` draws from the saved table and needs no model; with ``--measure`` all models read the same scenes again
-first (about ten minutes on one quiet core).
+``python figures/localisation.py`` draws from the saved table and needs no model; with ``--measure`` all models read the same scenes
+again first (about ten minutes on one quiet core).
 """
 
 from __future__ import annotations
@@ -105,12 +105,13 @@ def caption(data: Path) -> str:
     low, high = controls.min()["oracle_patch"], controls.max()["oracle_patch"]
     best = "; ".join(f"{name} {interval(held.loc[name])}" for name in SYSTEMS)
     return (
-        f"How often each head of each small model points right, after its mean over the answer or caption is subtracted (Eq. 3): "
-        f"{int(table['phrases'].max())} phrases of the same {int(table['images'].max())} unseen scenes for all, on each layer's own patches, one "
-        "training of each model; the highest head is outlined. 95 % intervals by bootstrap over scenes reach no further than "
-        f"{widest:.2f} either way. The best head, chosen on one half of the scenes and measured on the other: {best}. Chance "
-        f"{controls.max()['chance']:.2f}; the best patch {low:.2f} to {high:.2f}. Of lab/clip, which has no attention from text to patches, "
-        "these are contributions of patches to its similarity with the phrase; of lab/diffusion text cross-attention at timestep 100."
+        "How often each head of each small model points right, after its mean over the answer or caption is subtracted (Eq. 3): "
+        f"{int(table['phrases'].max())} phrases of the same {int(table['images'].max())} unseen scenes for all, on each layer's "
+        "own patches, one training of each model; the highest head is outlined. 95 % intervals by bootstrap over scenes reach "
+        f"no further than {widest:.2f} either way. The best head, chosen on one half of the scenes and measured on the other: "
+        f"{best}. Chance {controls.max()['chance']:.2f}; the best patch {low:.2f} to {high:.2f}. Of lab/clip, which has no "
+        "attention from text to patches, these are contributions of patches to its similarity with the phrase; of lab/diffusion "
+        "text cross-attention at timestep 100."
     )
 
 

@@ -1,6 +1,7 @@
 """Draws ``figures/method.png`` and ``.pdf``: the method in one picture, from an image and an answer to a mask, with real maps.
 
-``python figures/method.py`` draws from the saved record and needs no model; with ``--measure`` lab/llava describes the scene again first.
+``python figures/method.py`` draws from the saved record and needs no model; with ``--measure`` lab/llava describes the scene again
+first.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ READS = ("method.safetensors", "method.json", "method.png", "method-masks.png")
 MODEL, PROMPT, REFINER = "lab/llava", "Describe the image.", "lab/sam"
 #: Scenes that are looked at for one in which every object is named exactly right.
 MOST = 100
-HEIGHTS = (2.45, 1.75)  # of the two rows, in inches
+HEIGHTS = (2.45, 1.6)  # of the two rows, in inches
 PHRASE = "#D55E00"  # what belongs to the phrase
 MAPS = "magma_r"
 
@@ -113,6 +114,7 @@ def draw_patches(ax: Axes, record: probe.AttentionRecord, image: Image.Image, pr
     ax.vlines(grid.col_edges, 0, image.height, color="white", linewidth=0.5)
     ax.hlines(grid.row_edges, 0, image.width, color="white", linewidth=0.5)
     ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color="0.6")
     literal(ax.set_xlabel(f"\N{LEFT DOUBLE QUOTATION MARK}{prompt}\N{RIGHT DOUBLE QUOTATION MARK}", labelpad=3))
 
 
@@ -120,7 +122,9 @@ def draw_rows(ax: Axes, record: probe.AttentionRecord, steps: Steps) -> None:
     """A row for each token of the answer and a column for each patch, row by row of the image; the phrase's rows are framed."""
     rows, cols = record.layers[0].grid.shape
     drawn = ax.imshow(steps.rows, cmap=MAPS, aspect="auto", vmin=0)
-    ax.set_yticks(range(len(record.tokens)), [one.strip() or one for one in record.tokens], fontsize=6, parse_math=False)
+    ax.set_yticks(
+        range(len(record.tokens)), [one.strip() or one for one in record.tokens], fontsize=6, parse_math=False
+    )
     for place in steps.phrase:
         ax.get_yticklabels()[place].set(color=PHRASE, fontweight="bold")
     first, last = min(steps.phrase), max(steps.phrase)
@@ -138,7 +142,12 @@ def draw_rows(ax: Axes, record: probe.AttentionRecord, steps: Steps) -> None:
 
 
 def draw_steps(
-    part: Any, record: probe.AttentionRecord, image: Image.Image, steps: Steps, facts: dict[str, Any], levels: np.ndarray
+    part: Any,
+    record: probe.AttentionRecord,
+    image: Image.Image,
+    steps: Steps,
+    facts: dict[str, Any],
+    levels: np.ndarray,
 ) -> None:
     """The phrase's map, the answer's, their difference, the same upsampled with its largest pixel, and the mask of that point."""
     pixels = muted_pixels(image, record.image_size)
@@ -149,16 +158,18 @@ def draw_steps(
         ("difference", steps.difference, (0.0, float(steps.difference.max())), False),
         ("largest pixel", steps.difference, (0.0, float(steps.difference.max())), True),
     )
-    axes = part.subplots(1, len(panels) + 1)
+    axes = part.subplots(1, len(panels) + 1, gridspec_kw={"wspace": 0.2})
     for ax, (title, values, scale, smooth) in zip(axes, panels, strict=False):
         draw_map(ax, PhraseMap(values, grid, "", "", ""), pixels, None, scale, smooth=smooth, title=title)
     mark_point(axes[-2], facts["point"])
     draw_mask(axes[-1], image, levels, facts["refiner"])
     mark_point(axes[-1], facts["point"])
     for ax, sign in zip(axes[1:], ("\N{MINUS SIGN}", "=", "\N{RIGHTWARDS ARROW}", "\N{RIGHTWARDS ARROW}"), strict=True):
-        place = {"xytext": (-8, 0), "textcoords": "offset points", "ha": "center", "va": "center"}
+        place = {"xytext": (-9.5, 0), "textcoords": "offset points", "ha": "center", "va": "center"}
         # It stands in the gap before the panel, where nothing has to make room for it.
-        ax.annotate(sign, (0, 0.5), xycoords="axes fraction", fontsize=12, in_layout=False, annotation_clip=False, **place)
+        ax.annotate(
+            sign, (0, 0.5), xycoords="axes fraction", fontsize=12, in_layout=False, annotation_clip=False, **place
+        )
 
 
 def draw_mask(ax: Axes, image: Image.Image, levels: np.ndarray, refiner: str) -> None:
@@ -183,13 +194,15 @@ def caption(data: Path) -> str:
     levels = np.asarray(Image.open(data / "method-masks.png"))
     overlap = (levels == 3).sum() / (levels > 0).sum()
     return (
-        f"The method in one picture, with the maps of {facts['model']} itself. It is shown an image (a), asked {facts['prompt']!r} and answers "
-        f"{record.text!r}. While it says a word its attention to the patches is kept, in {facts['layers']} layers of {facts['heads']} heads, and "
-        f"averaged over them (b); the phrase {facts['phrase']!r} is framed. (c) The mean map of the phrase's tokens, minus the mean over all tokens of "
-        "the answer (one scale for both), is where the model looks for the phrase more than for anything else; the largest pixel of that map, "
-        f"upsampled, is a point, and {facts['refiner']} makes a mask of it (in full colour; outline: the true mask, IoU {overlap:.2f}). Nothing was "
-        f"trained for grounding but {facts['refiner']}. One scene (n = 1), so there is no interval: number {facts['scene']} of the test split, the first in "
-        "which the model names every object exactly right, and the largest object in it."
+        f"The method in one picture, with the maps of {facts['model']} itself. It is shown an image (a), asked "
+        f"{facts['prompt']!r} and answers {record.text!r}. While it says a word its attention to the patches is kept, in "
+        f"{facts['layers']} layers of {facts['heads']} heads, and averaged over them (b); the phrase {facts['phrase']!r} is "
+        "framed. (c) The mean map of the phrase's tokens, minus the mean over all tokens of the answer (one scale for both, its "
+        "own for the difference), is where the model looks for the phrase more than for anything else; the largest pixel of "
+        f"that map, upsampled, is a point, and {facts['refiner']} makes a mask of it (in full colour; outline: the true mask, "
+        f"IoU {overlap:.2f}). Nothing was trained for grounding but {facts['refiner']}. One scene (n = 1), so there is no "
+        f"interval: number {facts['scene']} of the test split, the first in which the model names every object exactly right, "
+        "and the largest object in it."
     )
 
 

@@ -23,8 +23,6 @@ from probe.plots.styles import DOUBLE_COLUMN, literal
 READS = ("phrases.csv", "phrases.json", "phrases.png", "phrases-masks.png")
 #: As the columns stand.
 SYSTEMS = ("lab/llava", "lab/llava-clip", "lab/difflmm", "lab/difflmm-diffusion", "lab/clip", "lab/diffusion")
-#: Of these maps both signs mean something.
-SIGNED = ("lab/clip",)
 #: The first scenes of the test split and the first phrase of each: none was chosen for how it looks.
 SCENES = 6
 HEIGHT = 6.6  # inches
@@ -65,7 +63,7 @@ def draw(data: Path, out: Path) -> tuple[Path, Path]:
         for row, (phrase, image, mask) in enumerate(zip(phrases, images, masks, strict=True)):
             show_scene(axes[row, 0], image, phrase)
             for ax, name in zip(axes[row, 1:], SYSTEMS, strict=True):
-                show_map(ax, maps[name, row], image, mask, signed=name in SIGNED)
+                show_map(ax, maps[name, row], image, mask)
         for ax, name in zip(axes[0], ("the image", *SYSTEMS), strict=True):
             literal(ax.set_title(name.replace("difflmm-", "difflmm-\n"), fontsize=7))
         return probe.plots.save_figure(figure, out)
@@ -93,18 +91,22 @@ def show_scene(ax: Axes, image: Image.Image, phrase: str) -> None:
     literal(ax.set_ylabel(f"{first}\n{rest}", fontsize=7))
 
 
-def show_map(ax: Axes, values: np.ndarray, image: Image.Image, mask: np.ndarray, *, signed: bool) -> None:
-    """One map on its own scale, from 0 to its largest patch; a cross at the centre of the best patch, a ring if that misses."""
+def show_map(ax: Axes, values: np.ndarray, image: Image.Image, mask: np.ndarray) -> None:
+    """One map on its own scale; a cross at the centre of the best patch, a dot if that misses."""
     size = (image.height, image.width)
-    drawn = PhraseMap(values, grid_of(values, size), "", "", "", signed)
-    draw_map(ax, drawn, muted_pixels(image, size), mask_pixels(mask, size), map_limits(None, [drawn]), smooth=False, title="")
+    drawn = PhraseMap(values, grid_of(values, size), "", "", "")
+    # Where every patch spreads 1 over the words, a map minus its mean may be below 0 all over: its own middle begins the scale.
+    scale = map_limits((float(np.median(values)), float(values.max())), [drawn])
+    draw_map(ax, drawn, muted_pixels(image, size), mask_pixels(mask, size), scale, smooth=False, title="")
     point = best_pixel(values, size)
     mark_point(ax, point, hit=bool(mask[point]))
 
 
 def grid_of(values: np.ndarray, size: tuple[int, int]) -> probe.PatchGrid:
     """The grid of a picture that its patches cover without padding or crop, as all these models see a scene."""
-    edges = (tuple(np.linspace(0, length, count + 1).tolist()) for count, length in zip(values.shape, size, strict=True))
+    edges = (
+        tuple(np.linspace(0, length, count + 1).tolist()) for count, length in zip(values.shape, size, strict=True)
+    )
     return probe.PatchGrid(size, *edges)
 
 
@@ -119,19 +121,20 @@ def caption(data: Path) -> str:
     maps, phrases, images, masks = read_saved(data)
     hits = {
         name: sum(
-            bool(masks[row][best_pixel(maps[name, row], (image.height, image.width))]) for row, image in enumerate(images)
+            bool(masks[row][best_pixel(maps[name, row], (image.height, image.width))])
+            for row, image in enumerate(images)
         )
         for name in SYSTEMS
     }
     counts = ", ".join(f"{name} {count}" for name, count in hits.items())
     return (
-        f"Where each small model looks for the same {len(phrases)} phrases, all layers and heads, minus the mean over the caption (Eq. 3): the first "
-        "phrase of each of the first scenes of the test split, so that none was chosen for how it looks. Every map has a scale of its own, from "
-        "0 to its largest patch, since the quantities differ: attention of language models to patches; of lab/clip, which has no attention from "
-        "text to patches, contributions to its similarity with the phrase (orange for, purple against); of lab/diffusion cross-attention of "
-        "patches to words at timestep 100. Outline: the true mask. Cross: the centre of the largest patch lies in it; ring: it does not. "
-        f"Of {len(phrases)} phrases these point right: {counts}. How often they do so on many scenes, with intervals, is in the figures "
-        "localisation and comparison."
+        f"Where each small model looks for the same {len(phrases)} phrases, all layers and heads, minus the mean over the "
+        "caption (Eq. 3): the first phrase of each of the first scenes of the test split, so that none was chosen for how it "
+        "looks. Every map has a scale of its own, from its median to its largest patch, since the quantities differ: attention "
+        "of language models to patches; of lab/clip, which has no attention from text to patches, contributions to its "
+        "similarity with the phrase; of lab/diffusion cross-attention of patches to words at timestep 100. Outline: the true "
+        f"mask. Cross: the centre of the largest patch lies in it; white dot: it does not. Of {len(phrases)} phrases these point "
+        f"right: {counts}. How often they do so on many scenes, with intervals, is in the figures localisation and comparison."
     )
 
 

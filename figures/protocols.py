@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -132,13 +131,14 @@ def caption(data: Path) -> str:
     images = int(np.nanmax(gcg["images"]))
     phrases = int(gcg[gcg["measure"] == "recall, greedy"]["phrases"].max())
     return (
-        "Published protocols on small models: (a) recall of grounded conversations by three ways to match predictions with truths, masks by "
-        "lab/sam, and (b) refiners on the same maps, for grounded conversations (gcg), referring expressions (res) and panoptic "
-        f"narratives (png). {images} scenes with {phrases} phrases that neither model has seen, one training of each; bars: 95 % intervals by "
-        "bootstrap over scenes. Similarity: shared words, not the published BERT. Published (legacy) matching stops at the first pair that "
-        "does not pass, and loses what greedy matching finds after it. Controls: shuffled, another scene's masks and words; other "
-        "phrase, its mask; centre box, of the mask's area; oracle masks and words, what is lost to words and to masks alone. Crosses in b: "
-        "shuffled. How expressions are read (res) was chosen on 30 of these scenes."
+        "Published protocols on small models: (a) recall of grounded conversations by three ways to match predictions with "
+        "truths, masks by lab/sam, and (b) refiners on the same maps, for grounded conversations (gcg), referring expressions "
+        f"(res) and panoptic narratives (png). {images} scenes with {phrases} phrases that neither model has seen, one training "
+        "of each; bars: 95 % intervals by bootstrap over scenes. Similarity: shared words, not the published BERT. Published "
+        "(legacy) matching stops at the first pair that does not pass, and loses what greedy matching finds after it. Controls: "
+        "shuffled, another scene's masks and words; other phrase, its mask; centre box, of the mask's area; oracle masks and "
+        "words, what is lost to words and to masks alone. Crosses in b: shuffled. How expressions are read (res) was chosen on "
+        "30 of these scenes."
     )
 
 

@@ -94,13 +94,14 @@ def caption(data: Path) -> str:
     widest = max((heads["high"] - heads["value"]).max(), (heads["value"] - heads["low"]).max())
     proof, source = kept.certificate, kept.source
     return (
-        f"Where {facts['model']} looks while it describes scene {facts['scene']} of the test split in its own words: attention to the "
-        "phrases that are exactly right, minus the mean over the answer (Eq. 3); outlines are the true masks, which it never saw. Below, "
-        f"how well each head points, with attention read in the same way, on {int(named['images'].max())} unseen scenes "
-        f"({int(named['phrases'].max())} phrases): all heads together {interval(named.loc['minus_mean'])}, without Eq. 3 "
-        f"{interval(named.loc['mean_map'])}, the best head, held out, {interval(named.loc['best_head_held_out'])}. Intervals of 95 % by "
-        f"bootstrap over scenes, those of single heads no further than {widest:.2f} either way. Recorded from {source.kernel} attention in "
-        f"{source.dtype}; largest error {proof.max_error:.0e} of the output in {proof.rows} checked rows."
+        f"Where {facts['model']} looks while it describes scene {facts['scene']} of the test split in its own words: attention "
+        "to the phrases that are exactly right, minus the mean over the answer (Eq. 3); outlines are the true masks, which it "
+        f"never saw. Below, how well each head points, with attention read in the same way, on {int(named['images'].max())} "
+        f"unseen scenes ({int(named['phrases'].max())} phrases): all heads together {interval(named.loc['minus_mean'])}, without "
+        f"Eq. 3 {interval(named.loc['mean_map'])}, the best head, held out, {interval(named.loc['best_head_held_out'])}. "
+        f"Intervals of 95 % by bootstrap over scenes, those of single heads no further than {widest:.2f} either way. Recorded "
+        f"from {source.kernel} attention in {source.dtype}; largest error {proof.max_error:.0e} of the output in {proof.rows} "
+        "checked rows."
     )
 
 

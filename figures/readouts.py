@@ -64,11 +64,11 @@ def caption(data: Path, *, tables: Path = TWIN_TABLES) -> str:
     table = pd.read_csv(tables / "readouts.csv")
     seeds = table["seed"].nunique()
     return (
-        "Twelve ways to read the same attention: minus its mean over the answer (Eq. 3, filled) or as it is (empty); averaged over all heads or of the "
-        "best one; tokens of a phrase averaged, the first alone, or their maximum. The paper's reading is Eq. 3, all heads, mean. "
-        f"One mark for each of {seeds} seeds of weights and scenes, and its 95 % interval by bootstrap over scenes; "
-        f"{int(table['images'].max())} unseen scenes a seed ({int(table['phrases'].max())} phrases), of which the "
-        "odd ones are read here and the even ones chose the best heads. Panels have scales of their own."
+        "Twelve ways to read the same attention: minus its mean over the answer (Eq. 3, filled) or as it is (empty); averaged "
+        "over all heads or of the best one; tokens of a phrase averaged, the first alone, or their maximum. The paper's reading "
+        f"is Eq. 3, all heads, mean. One mark for each of {seeds} seeds of weights and scenes, and its 95 % interval by "
+        f"bootstrap over scenes; {int(table['images'].max())} unseen scenes a seed ({int(table['phrases'].max())} phrases), of "
+        "which the odd ones are read here and the even ones chose the best heads. Panels have scales of their own."
     )
 
 

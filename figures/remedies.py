@@ -1,7 +1,7 @@
-"""Draws ``figures/remedies.png`` and ``.pdf``: what each answer to attention sinks gains on the same maps, and gradients beside them.
+"""Draws ``figures/remedies.png`` and ``.pdf``: what answers to attention sinks gain on the same maps, and gradients beside them.
 
-``python figures/remedies.py`` draws from the saved table and needs no model; with ``--measure`` lab/llava reads the scenes again first
-(about four minutes on one quiet core).
+``python figures/remedies.py`` draws from the saved table and needs no model; with ``--measure`` lab/llava reads the scenes again
+first (about four minutes on one quiet core).
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ LABELS = {
     "legrad": "LeGrad",
     "legrad, minus mean": "LeGrad, minus mean",
 }
-GRADIENTS = {"chefer": "mean_map", "chefer, minus mean": "minus_mean", "legrad": "mean_map", "legrad, minus mean": "minus_mean"}
+GRADIENTS = {
+    "chefer": "mean_map",
+    "chefer, minus mean": "minus_mean",
+    "legrad": "mean_map",
+    "legrad, minus mean": "minus_mean",
+}
 
 
 def measure(data: Path, *, scenes: int = SCENES) -> None:
@@ -53,7 +58,9 @@ def measure(data: Path, *, scenes: int = SCENES) -> None:
     sinks = tables[0].attrs["sinks"]
     for method in ("chefer", "legrad"):
         found = [
-            probe.relevance(subject, one.image, one.text, [(part.start, part.end) for part in one.phrases], method=method)
+            probe.relevance(
+                subject, one.image, one.text, [(part.start, part.end) for part in one.phrases], method=method
+            )
             for one in tracked(examples, what=method, total=scenes)
         ]
         scores = probe.score_heads(found, masks, metric=tuple(METRICS), reading="attention")
@@ -98,7 +105,9 @@ def draw_panel(ax: Axes, table: pd.DataFrame, metric: str) -> None:
         colour = "#D55E00" if gradient else "#0072B2"
         unfair = metric == "lift" and name.endswith("minus mean")  # lift changes with any subtraction
         ax.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=1.4)
-        ax.plot(row["value"], place, "^" if gradient else "o", color=colour, markersize=4, mfc="white" if unfair else colour)
+        ax.plot(
+            row["value"], place, "^" if gradient else "o", color=colour, markersize=4, mfc="white" if unfair else colour
+        )
     ax.axvline(rows["chance"].iloc[0], color="0.4", linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=0)
     ax.axvline(rows.loc["none", "value"], color="0.7", linewidth=0.8, zorder=0)
     ax.axhline(len(LABELS) - len(GRADIENTS) - 0.5, color="0.4", linewidth=0.5)
@@ -117,14 +126,15 @@ def caption(data: Path) -> str:
         if name not in ("none", *GRADIENTS)
     ]
     return (
-        f"What answers to attention sinks gain on the same maps of {first['model']}, and two gradient baselines on the same phrases, below the "
-        f"line: {int(first['phrases'])} phrases of {int(first['images'])} unseen scenes (seed {first['seed']}), which read the true captions; bars: 95 % "
-        "intervals by bootstrap over scenes; dotted: chance; grey: attention as it is. Paired differences of pointing to attention as it is, "
-        f"Holm-corrected over all remedies and metrics: {'; '.join(found)}. This model has {first['sinks']:g} sinks in an image on average, "
-        "so that dropping them changes nothing, and redistribution only what the first token of the sequence holds. Empty marks: lift "
-        "changes with the offset of a map, so that subtracting a mean raises it whatever the map is worth. Gradients are of a phrase's logits, minus "
-        f"mean: over the phrases of the scene; where nothing is left of a map, lift is of fewer phrases ({int(table['phrases'].min())} at "
-        "the least)."
+        f"What answers to attention sinks gain on the same maps of {first['model']}, and two gradient baselines on the same "
+        f"phrases, below the line: {int(first['phrases'])} phrases of {int(first['images'])} unseen scenes (seed "
+        f"{first['seed']}), which read the true captions; bars: 95 % intervals by bootstrap over scenes; dotted: chance; grey: "
+        "attention as it is. Paired differences of pointing to attention as it is, Holm-corrected over all remedies and "
+        f"metrics: {'; '.join(found)}. This model has {first['sinks']:g} sinks in an image on average, so that dropping them "
+        "changes nothing, and redistribution only what the first token of the sequence holds. Empty marks: lift changes with "
+        "the offset of a map, so that subtracting a mean raises it whatever the map is worth. Gradients are of a phrase's "
+        "logits, minus mean: over the phrases of the scene; where nothing is left of a map, lift is of fewer phrases "
+        f"({int(table['phrases'].min())} at the least)."
     )
 
 

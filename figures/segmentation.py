@@ -98,11 +98,11 @@ def caption(data: Path) -> str:
     images, phrases = int(frame["images"].max()), int(frame["phrases"].max())
     best = frame[(frame["name"] == "iou") & (frame["setting"] == "lab/sam")].iloc[0]
     return (
-        f"How good the masks of attend-and-segment are: {frame['model'].iloc[0]}, which reads the true captions, {phrases:,} phrases of "
-        f"{images} unseen scenes; bars: 95 % intervals by bootstrap over scenes. The same maps give each refiner its points: a threshold on "
-        "the map, also of the one head that the first released code read; superpixels; and lab/sam, the only one that learned "
-        f"from masks (IoU {interval(best)}). Controls, below the line: the mask against another phrase's truth and against another image's; a box "
-        "of the mask's area in the centre; and the best mask of whole patches."
+        f"How good the masks of attend-and-segment are: {frame['model'].iloc[0]}, which reads the true captions, {phrases:,} "
+        f"phrases of {images} unseen scenes; bars: 95 % intervals by bootstrap over scenes. The same maps give each refiner its "
+        "points: a threshold on the map, also of the one head that the first released code read; superpixels; and lab/sam, the "
+        f"only one that learned from masks (IoU {interval(best)}). Controls, below the line: the mask against another phrase's "
+        "truth and against another image's; a box of the mask's area in the centre; and the best mask of whole patches."
     )
 
 

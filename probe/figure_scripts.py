@@ -3,10 +3,10 @@
     [figure] = find_figures("figures", ["emergence"])
     files = redraw(figure, Path("figures"))
 
-A script ``NAME.py`` is a figure if it defines ``draw(data, out)``, which gives back the paths of the PDF and the PNG that it drew from
-the files in the folder ``data``, at ``out`` without a suffix. It also defines ``READS``, the names of those files (a whole path where
-one lies elsewhere); ``caption(data)``, the text below the figure, with its numbers read from them; and, where the data can be made
-again, ``measure(data)``. Other scripts of the folder are none of ours and are not run.
+A script ``NAME.py`` is a figure if it defines ``draw(data, out)``, which gives back the paths of the PDF and the PNG that it drew
+from files of the folder ``data``, at ``out`` without a suffix. It also defines ``READS``, the names of those files (a whole path
+where one lies elsewhere); ``caption(data)``, the text below the figure, with its numbers read from them; and, where the data can be
+made again, ``measure(data)``. Other scripts of the folder are none of ours and are not run.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class FigureScript:
 
     def text(self) -> str:
         """The caption in lines, and below it what the figure is drawn from and how it is drawn again."""
-        paragraphs = [textwrap.fill(" ".join(one.split()), LINE) for one in self.module.caption(self.data).split("\n\n")]
+        paragraphs = [
+            textwrap.fill(" ".join(one.split()), LINE) for one in self.module.caption(self.data).split("\n\n")
+        ]
         made = f" and measured by `python figures/{self.name}.py --measure`" if hasattr(self.module, "measure") else ""
         read = ", ".join(self._shown(path) for path in self.reads)
         foot = textwrap.fill(f"Drawn from {read} by `probe figures {self.name}`{made}.", LINE, break_on_hyphens=False)
@@ -88,8 +90,8 @@ def find_figures(folder: str | Path, names: Sequence[str] | None = None) -> tupl
     known = sorted(path.stem for path in home.glob("*.py") if _draws(path))
     if not known:
         raise InputError(
-            f"There are no scripts that draw figures in {str(home)!r}. They come with the source and not with the installed package: "
-            "run this in a checkout, or name the folder with --scripts."
+            f"There are no scripts that draw figures in {str(home)!r}. They come with the source and not with the installed "
+            "package: run this in a checkout, or name the folder with --scripts."
         )
     for name in names or ():
         if name not in known:
@@ -131,8 +133,8 @@ def load_figure(script: str | Path) -> FigureScript:
 def redraw(figure: FigureScript, out: Path, *, check: bool = False) -> dict[str, State]:
     """Name of each file of the figure -> whether ``out`` held the same bytes before.
 
-    The files are PDF, PNG, caption and, where ``out`` is not the folder of the scripts, copies of the data. They are written once all
-    of them are made; with ``check`` none is written.
+    The files are PDF, PNG, caption and, where ``out`` is not the folder of the scripts, copies of the data. They are written once
+    all of them are made; with ``check`` none is written.
 
     Raises
     ------
@@ -176,7 +178,9 @@ def run_script(script: str) -> None:
         description=figure.module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if hasattr(figure.module, "measure"):
-        parser.add_argument("--measure", action="store_true", help="make the data again first, with the models themselves")
+        parser.add_argument(
+            "--measure", action="store_true", help="make the data again first, with the models themselves"
+        )
     try:
         if vars(parser.parse_args()).get("measure"):
             figure.data.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from tests.tiny import picture
 
 COMMANDS = (
     "demo", "record", "segment", "score", "compare", "emergence", "check", "evaluate gcg", "evaluate pacc", "evaluate res",
-    "evaluate png", "lab train", "lab scenes", "sweep run", "sweep status", "sweep export",
+    "evaluate png", "figures", "lab train", "lab scenes", "sweep run", "sweep status", "sweep export",
 )  # fmt: skip
 ANSWER = "a small red circle and a large blue square"
 

@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from probe.evaluation.examples import Example
     from probe.models import Subject
 
-__all__ = ["OptionalWord", "OptionalWords", "Words", "at_least", "kind_note", "lab_note", "read_examples", "whole_numbers"]
+__all__ = [
+    "OptionalWord",
+    "OptionalWords",
+    "Words",
+    "at_least",
+    "kind_note",
+    "lab_note",
+    "read_examples",
+    "whole_numbers",
+]
 
 #: An argument that is typed without a name, and may be left out.
 OptionalWord = str | None

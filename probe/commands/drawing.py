@@ -44,7 +44,7 @@ def figures(
             tell(number, f"drawing {figure.name}")
             found[figure.name] = redraw(figure, target, check=check)
     wrong = sum(state != "same" for files in found.values() for state in files.values())
-    data = {"out": str(target), "figures": [_row(name, files) for name, files in found.items()]}
+    data: dict[str, Any] = {"out": str(target), "figures": [_row(name, files) for name, files in found.items()]}
     if check:
         data["passed"] = not wrong
     return Report(data, _parts(found, target, check), 1 if check and wrong else 0)
@@ -65,4 +65,7 @@ def _parts(found: dict[str, dict[str, Any]], target: Path, check: bool) -> list[
     wrong = [name for name, files in found.items() if set(files.values()) != {"same"}]
     if not check:
         return [table]
-    return [table, f"not as drawn now: {', '.join(wrong)}" if wrong else "all files are what is drawn now, byte for byte"]
+    return [
+        table,
+        f"not as drawn now: {', '.join(wrong)}" if wrong else "all files are what is drawn now, byte for byte",
+    ]

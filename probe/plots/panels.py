@@ -45,9 +45,9 @@ def true_minus(value: float, _: Any = None) -> str:
 
 
 def mark_point(ax: Axes, point: Sequence[float], *, hit: bool = True) -> None:
-    """Nothing; the Axes, which show an image in its pixels, get a cross at its pixel (row, col), or a ring for a miss."""
+    """Nothing; the Axes, which show an image in its pixels, get a cross at its pixel (row, col), or a white dot for a miss."""
     marker, size = ("x", 5.0) if hit else ("o", 4.5)
-    look = {"color": "black", "markersize": size, "markeredgewidth": 1.2, "markerfacecolor": "none"}
+    look: dict[str, Any] = {"color": "black", "markersize": size, "markeredgewidth": 1.2, "markerfacecolor": "white"}
     # A pixel i covers [i, i + 1).
     [drawn] = ax.plot(point[1] + 0.5, point[0] + 0.5, marker, **look)
     drawn.set_path_effects([patheffects.withStroke(linewidth=2.8, foreground="white")])
