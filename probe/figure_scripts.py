@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import importlib.util
 import shutil
 import sys
@@ -67,7 +68,11 @@ class FigureScript:
         ]
         made = f" and measured by `python figures/{self.name}.py --measure`" if hasattr(self.module, "measure") else ""
         read = ", ".join(self._shown(path) for path in self.reads)
-        foot = textwrap.fill(f"Drawn from {read} by `probe figures {self.name}`{made}.", LINE, break_on_hyphens=False)
+        # A figure that was not drawn again after its data changed can be told from its caption, whatever drew it.
+        content = hashlib.sha256(b"".join(path.read_bytes() for path in self.reads)).hexdigest()[:12]
+        foot = textwrap.fill(
+            f"Drawn from {read} (SHA-256 {content}) by `probe figures {self.name}`{made}.", LINE, break_on_hyphens=False
+        )
         return "\n\n".join([*paragraphs, foot]) + "\n"
 
     def _shown(self, path: Path) -> str:
