@@ -27,6 +27,7 @@ _PUBLIC = {
     "concept_maps": "probe.capture.concepts",
     "contributions": "probe.capture.decomposition",
     "emergence": "probe.training_curves",
+    "explore": "probe.widgets.explorer",
     "find_checkpoints": "probe.checkpoints",
     "load": "probe.files",
     "load_model": "probe.models",
@@ -40,7 +41,7 @@ _PUBLIC = {
     "save": "probe.files",
     "score_heads": "probe.analysis.heads",
 }
-_SUBPACKAGES = ("analysis", "capture", "evaluation", "families", "grounding", "lab", "plots")
+_SUBPACKAGES = ("analysis", "capture", "evaluation", "families", "grounding", "lab", "plots", "widgets")
 
 __all__ = ["__version__", *_PUBLIC, *_SUBPACKAGES]
 
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from probe.sweep.plan import SweepPlan as SweepPlan
     from probe.sweep.runner import run_sweep as run_sweep
     from probe.training_curves import emergence as emergence
+    from probe.widgets.explorer import explore as explore
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from probe.errors import FileError, InputError, ProbeError
 from probe.image_files import check_size, decoding, max_pixels, opened_image
 
-__all__ = ["image_size", "max_pixels", "read_image"]
+__all__ = ["image_size", "max_pixels", "read_image", "recorded_image"]
 
 # A multi-picture JPEG is one photograph with previews, depth or gain maps behind it: its first picture is the picture.
 ONE_PICTURE = {"JPEG", "MPO"}
@@ -63,6 +63,23 @@ def read_image(
     path = _path(source)
     with opened_image(path) as (image, counted):
         return _read(image, frame, background, name=repr(str(path)), error=FileError, counted=counted)
+
+
+def recorded_image(source: str | os.PathLike[str] | Image.Image | np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """The picture that a record was made of, as `read_image` reads it.
+
+    Raises
+    ------
+    InputError
+        If it is not of (height, width) `size`, or as `read_image` does.
+    """
+    picture = read_image(source)
+    if (picture.height, picture.width) != size:
+        raise InputError(
+            f"The image is {picture.height} x {picture.width} but the record was made of one of {size[0]} x {size[1]} "
+            "(height x width); give the image that was recorded."
+        )
+    return picture
 
 
 def image_size(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> tuple[int, int]:

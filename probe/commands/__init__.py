@@ -11,11 +11,12 @@ from probe.commands.demonstration import demo
 from probe.commands.drawing import figures
 from probe.commands.emerging import emergence
 from probe.commands.evaluating import evaluate_gcg, evaluate_pacc, evaluate_png, evaluate_res
+from probe.commands.exploring import html
 from probe.commands.lab import lab_scenes, lab_train
 from probe.commands.recording import record
 from probe.commands.scoring import score
 from probe.commands.segmenting import segment
-from probe.commands.sweeping import sweep_export, sweep_run, sweep_status
+from probe.commands.sweeping import sweep_export, sweep_heads, sweep_run, sweep_status
 from probe.commands.training import train_difflmm, train_llava
 from probe.reports import Report
 
@@ -31,6 +32,7 @@ VERBS: dict[str, Callable[..., Report]] = {
     "emergence": emergence,
     "check": check,
     "figures": figures,
+    "html": html,
 }
 EVALUATE_VERBS: dict[str, Callable[..., Report]] = {
     "gcg": evaluate_gcg,
@@ -44,4 +46,9 @@ TRAIN_VERBS: dict[str, Callable[..., Report]] = {
     "difflmm": train_difflmm,
     "convert-difflmm": convert_difflmm,
 }
-SWEEP_VERBS: dict[str, Callable[..., Report]] = {"run": sweep_run, "status": sweep_status, "export": sweep_export}
+SWEEP_VERBS: dict[str, Callable[..., Report]] = {
+    "run": sweep_run,
+    "status": sweep_status,
+    "heads": sweep_heads,
+    "export": sweep_export,
+}

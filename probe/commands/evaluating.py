@@ -224,18 +224,35 @@ def _varied(protocol: Protocol, found: Evaluated, plan: EvaluationPlan, target: 
         table.add_row(*(options[one] for one in ways(found)), *(show_interval(one, "n") for one in cells))
         notes += [f"note         {', '.join(options[one] for one in ways(found))}: {one}" for one in verdicts(scores)]
     first = next(iter(found.scores.values()))
+    notes += [f"note         {one}" for one in _without_effect(found)]
     result = {
         "protocol": protocol.name,
         "read_outs": data,
         "examples": len(first.images),
         "failed": found.predicted.failures,
-        "notes": list(first.notes),
+        "notes": [*first.notes, *_without_effect(found)],
         "settings": found.settings,
     }
     write_frame(target / "read-outs.parquet", pd.concat(frames, ignore_index=True))
     write_json(target / "read-outs.json", result)
     written = f"written      {target}: read-outs.parquet, read-outs.json"
     return Report(result, [table, *notes, *(f"note         {one}" for one in first.notes), written])
+
+
+def _without_effect(found: Evaluated) -> list[str]:
+    """The options that change no score, so that equal rows are not taken for a fault."""
+    from dataclasses import replace
+
+    notes = []
+    for name in ways(found) if len(found.scores) > 1 else ():
+        first = getattr(next(iter(found.scores)), name)
+        if all(
+            one.summary.equals(found.scores[replace(read, **{name: first})].summary)
+            for read, one in found.scores.items()
+        ):
+            why = ": a phrase is read at its head noun, whose tokens are what is combined" if name == "combine" else ""
+            notes.append(f"{name} changes no score here{why}")
+    return notes
 
 
 def ways(found: Evaluated) -> list[str]:

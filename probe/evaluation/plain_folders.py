@@ -11,11 +11,11 @@ import numpy as np
 from probe.errors import FileError, InputError
 from probe.evaluation.examples import Example, ExamplePhrase
 from probe.evaluation.layouts import check_limit, data_root, folder_contents
-from probe.evaluation.pictures import Category
+from probe.evaluation.pictures import Category, readable_size
 from probe.evaluation.sentences import category_sentence, loose_spans
 from probe.images import image_size, read_image
 
-__all__ = ["plain_pictures", "read_plain_folder"]
+__all__ = ["plain_pictures", "read_masks", "read_plain_folder"]
 
 #: What counts as a picture by its name; whether it is one is seen when it is opened.
 ENDINGS = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -80,16 +80,11 @@ def plain_pictures(root: Path) -> list[Path]:
 
 def _example(root: Path, picture: Path) -> Example:
     path = _inside(root, picture)
-    size = image_size(path)
-    files = sorted((root / "masks" / picture.stem).glob("*.png"))
-    masks = [(Category(file.stem, True), _mask(_inside(root, file), size)) for file in files]
-    if not masks:
-        raise InputError(f"{str(root / 'masks' / picture.stem)!r} has no PNG files: each is the mask of a phrase")
-    for category, _ in masks:
-        if not category.name.strip() or not category.name.isprintable():
-            raise InputError(
-                f"{str(picture)!r}: a mask is named {category.name!r}, which is no phrase that can be printed"
-            )
+    folder = root / "masks" / picture.stem
+    # A picture that cannot be read is for whoever opens it to say; its masks say how large it is.
+    first = min(folder.glob("*.png"), default=None)
+    size = readable_size(path) or ((1, 1) if first is None else image_size(_inside(root, first)))
+    masks = [(Category(name, True), mask) for name, mask in _masks(root, folder, size).items()]
     caption = _caption(root, picture)
     text, phrases = category_sentence(masks)
     if caption is None:
@@ -99,6 +94,30 @@ def _example(root: Path, picture: Path) -> Example:
     found = zip(spans, masks, strict=True)
     placed = tuple(ExamplePhrase(text[start:end], start, end, mask) for (start, end), (_, mask) in found)
     return Example(picture.stem, path, text, placed)
+
+
+def read_masks(folder: str | Path, *, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Phrase -> (height, width) bool mask: every PNG in a folder, each named like its phrase, of a picture of that size.
+
+    Raises
+    ------
+    InputError
+        There is none; one is empty, has several colours, another size, or a name that is no phrase.
+    FileError
+        The folder or a file cannot be read.
+    """
+    root = data_root(folder)
+    return _masks(root, root, size)
+
+
+def _masks(root: Path, folder: Path, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        raise InputError(f"{str(folder)!r} has no PNG files: each is the mask of a phrase")
+    for file in files:
+        if not file.stem.strip() or not file.stem.isprintable():
+            raise InputError(f"{str(folder)!r}: a mask is named {file.stem!r}, which is no phrase that can be printed")
+    return {file.stem: _mask(_inside(root, file), size) for file in files}
 
 
 def _span(picture: Path, caption: str, name: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from PIL import Image
 from probe.analysis.grids import mean_of_layers
 from probe.attention import AttentionRecord
 from probe.errors import InputError
-from probe.images import read_image
+from probe.images import recorded_image
 from probe.layout import PatchGrid
 from probe.plots.styles import one_line
 from probe.text import shorten
@@ -131,12 +131,7 @@ def _phrase_of(record: AttentionRecord) -> str:
 
 def muted_pixels(image: Picture, size: tuple[int, int]) -> NDArray[np.float64]:
     """(height, width, 3) in [0, 1]: the image with muted colours in light tones, no longer than LONGEST."""
-    picture = read_image(image)
-    if (picture.height, picture.width) != size:
-        raise InputError(
-            f"The image is {picture.height} x {picture.width} but the record was made of one of {size[0]} x {size[1]} "
-            "(height x width); give the image that was recorded."
-        )
+    picture = recorded_image(image, size)
     picture.thumbnail((LONGEST, LONGEST))
     colour = np.asarray(picture, dtype=np.float64) / 255
     grey = colour @ np.array([0.2126, 0.7152, 0.0722])  # luma of Rec. 709

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-__all__ = ["draw_map", "hatch_unseen", "map_limits", "overlay", "overlay_axes", "phrases", "shared_bar"]
+__all__ = ["draw_map", "hatch_unseen", "map_limits", "overlay", "overlay_axes", "phrases", "see_through", "shared_bar"]
 
 #: The map is opaque up to OPAQUE, from this share of the scale on; below, transparency follows the value.
 OPAQUE, KNEE = 0.85, 0.5
@@ -209,7 +209,7 @@ def draw_map(
     extent = (0, width, height, 0)  # pixel i covers [i, i + 1), as in PatchGrid
     ax.imshow(pixels, extent=extent)
     drawn = found.pixels(pixels.shape[:2], smooth=smooth)
-    ax.imshow(np.ma.masked_invalid(drawn), norm=Normalize(*scale), cmap=_see_through(found.signed), extent=extent)
+    ax.imshow(np.ma.masked_invalid(drawn), norm=Normalize(*scale), cmap=see_through(found.signed), extent=extent)
     notes = []
     if mask is not None and mask.any():
         _outline(ax, mask, (height, width))
@@ -255,7 +255,7 @@ def hatch_unseen(ax: Axes, grid: PatchGrid) -> bool:
     return bool(bands)
 
 
-def _see_through(signed: bool) -> Colormap:
+def see_through(signed: bool) -> Colormap:
     """Light to dark, from nothing at the lower limit to nearly opaque; signed, from nothing in the middle to both ends."""
     level = np.linspace(-1 if signed else 0, 1, 257 if signed else 256)
     colours = colormaps["PuOr_r"]((level + 1) / 2) if signed else colormaps["magma_r"](0.12 + 0.73 * level)
@@ -275,9 +275,9 @@ def shared_bar(
 ) -> None:
     """Adds one colour bar for all the maps: their colours as they look on the image's mean tone."""
     signed = any(one.signed for one in found)
-    see_through = _see_through(signed)(np.linspace(0, 1, 256))
+    tones = see_through(signed)(np.linspace(0, 1, 256))
     behind = pixels.mean()
-    solid = see_through[:, :3] * see_through[:, 3:] + behind * (1 - see_through[:, 3:])
+    solid = tones[:, :3] * tones[:, 3:] + behind * (1 - tones[:, 3:])
     under, over = min(one.bottom for one in found) < scale[0], max(one.top for one in found) > scale[1]
     across = location == "bottom"
     beyond = {} if signed else {"under": (behind,) * 3}

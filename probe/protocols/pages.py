@@ -5,15 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from probe.errors import ProbeError
@@ -22,6 +19,7 @@ from probe.evaluation.run_lengths import RunLengths, ious
 from probe.evaluation.tallies import Scores
 from probe.evaluation.truths import Truth
 from probe.images import read_image
+from probe.outlines import outline_path
 from probe.protocols.evaluation import Evaluated, reread
 from probe.protocols.plans import EvaluationPlan
 from probe.writing import write_beside
@@ -175,11 +173,4 @@ def _picture(source: Any, size: tuple[int, int]) -> str:
 
 
 def _outline(mask: RunLengths) -> str:
-    """The path around a mask, in pixels: x before y, as SVG wants it."""
-    from skimage.measure import approximate_polygon, find_contours
-
-    inside: NDArray[np.uint8] = np.pad(coco_mask.decode(mask), 1)
-    tolerance = 0.0 if max(inside.shape) <= 130 else max(inside.shape) / 1000
-    lines: Sequence[NDArray[np.float64]] = [approximate_polygon(one, tolerance) for one in find_contours(inside, 0.5)]
-    # Padding moved all by one pixel, and the middle of a pixel lies half a pixel from its edge.
-    return "".join("M" + "L".join(f"{col - 0.5:.1f} {row - 0.5:.1f}" for row, col in line) + "Z" for line in lines)
+    return outline_path(coco_mask.decode(mask))
