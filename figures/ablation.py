@@ -1,26 +1,25 @@
 """Draws ``figures/ablation.png`` and ``.pdf``: what taking heads of lab/llava away costs, from a saved table.
 
-``python figures/ablation.py`` draws and needs no model; with ``--record`` it first measures lab/llava again: the best head is
+``python figures/ablation.py`` draws and needs no model; with ``--measure`` it first measures lab/llava again: the best head is
 chosen on scenes of one seed, and what its absence changes is measured on scenes of another.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 
 import probe
+from probe.figure_scripts import run_script
+from probe.plots.panels import SMALLEST, interval, true_minus
+from probe.plots.styles import DOUBLE_COLUMN
 
-HERE = Path(__file__).parent
-DATA = HERE / "data"
+READS = ("ablation.csv", "ablation.json")
 MODEL, PROMPT, METRIC = "lab/llava", "Describe the image.", "pointing"
 SCENES, REFERENCE = 500, 100
 #: Seeds of the test scenes that the best head is chosen on, and of those that changes are measured on; of the random draw.
@@ -28,10 +27,10 @@ CHOSEN_ON, MEASURED_ON, DRAWN_BY = 1, 0, 0
 #: How heads are taken away -> what the legend says.
 LABELS = {"zero": "replaced by zero", "mean": "by their mean over {reference}", "uniform": "looking everywhere alike"}
 PANELS = {"log-probability": "change in a phrase's log-probability (nats)", "pointing": "change in pointing accuracy"}
-SIZE = (3.3, 6.9)  # (height, width) in inches
+HEIGHT = 2.9  # inches
 
 
-def record(data: Path = DATA, *, scenes: int = SCENES) -> None:
+def measure(data: Path, *, scenes: int = SCENES) -> None:
     """Writes everything that ``draw`` reads: the changes under every way of taking away, and how the heads were chosen."""
     from probe.capture.ablation import mean_outputs
     from probe.effects import ablation_effects
@@ -53,7 +52,6 @@ def record(data: Path = DATA, *, scenes: int = SCENES) -> None:
         examples = read_lab(limit=scenes, seed=MEASURED_ON)
         given = reference if how == "mean" else None
         parts.append(ablation_effects(subject, examples, plan, how=how, reference=given, prompt=PROMPT))
-    data.mkdir(parents=True, exist_ok=True)
     pd.concat(parts).to_csv(data / "ablation.csv", index=False, lineterminator="\n")
     facts |= {"model": MODEL, "measured_on_seed": MEASURED_ON, "reference": reference.name}
     (data / "ablation.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -76,12 +74,12 @@ def chosen_heads(subject: Any, scenes: int) -> dict[str, Any]:
     return {"best": best, "held_out": held_out} | counts | drawn | settings
 
 
-def draw(data: Path = DATA, out: Path = HERE / "ablation") -> tuple[Path, Path]:
+def draw(data: Path, out: Path) -> tuple[Path, Path]:
     """The paths of the PDF and PNG that were drawn from the files in ``data``."""
     rows = pd.read_csv(data / "ablation.csv")
     facts = json.loads((data / "ablation.json").read_text(encoding="utf-8"))
     with probe.plots.style():
-        figure = probe.plots.new_figure(SIZE)
+        figure = probe.plots.new_figure((HEIGHT, DOUBLE_COLUMN))
         axes = figure.subplots(1, len(PANELS), sharey=True)
         for ax, effect, letter in zip(axes, PANELS, "ab", strict=True):
             panel(ax, rows[rows["effect"] == effect], last=len(facts["heads"]) - 1, reference=facts["reference"])
@@ -89,7 +87,6 @@ def draw(data: Path = DATA, out: Path = HERE / "ablation") -> tuple[Path, Path]:
         axes[0].invert_yaxis()
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(LABELS))
-        figure.supxlabel(note(facts, rows), fontsize=6, color="0.4", parse_math=False)
         return probe.plots.save_figure(figure, out)
 
 
@@ -108,41 +105,30 @@ def panel(ax: Axes, rows: pd.DataFrame, *, last: int, reference: str) -> None:
             ax.axhspan(index - 0.5, index + 0.5, color="0.96", linewidth=0, zorder=-1)
         if rows["effect"].iloc[0] == "pointing" and name.endswith(f"layer {last}"):
             why = {"xytext": (-8, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-            ax.annotate("none possible: no layer follows", (0, index), fontsize=6, color="0.4", **why)
+            ax.annotate("none possible: no layer follows", (0, index), fontsize=SMALLEST, color="0.4", **why)
     ax.axvline(0, color="0.5", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(-0.5, len(names) - 0.5)
     ax.tick_params(axis="y", length=0)
     ax.locator_params(axis="x", nbins=4)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "\N{MINUS SIGN}"))
+    ax.xaxis.set_major_formatter(true_minus)
 
 
-def note(facts: dict[str, Any], rows: pd.DataFrame) -> str:
-    """What stands below the picture: who, how many, how the heads were chosen, and what pointing is of."""
-    one, before, held = rows.iloc[0], rows.groupby("effect")["before"].first(), facts["held_out"]
-    interval = f"{held['value']:.2f} [{held['low']:.2f}, {held['high']:.2f}]"
-    lines = [
-        f"{facts['model']}: {one['phrases']:,} phrases of {one['images']:,} unseen scenes (seed {facts['measured_on_seed']}), each "
-        "read with and without the heads; bars: 95 % intervals over scenes.",
-        f"As it is: log-probability \N{MINUS SIGN}{-before['log-probability']:.2f}, pointing {before['pointing']:.2f}. Pointing: "
-        "of the map of all layers and heads minus its mean, so only layers after the silenced ones can change it.",
-        f"Best head: of highest {facts['metric']} on {facts['chosen_on_scenes']} other scenes (seed {facts['chosen_on_seed']}), "
-        f"and {interval} on {facts['held_out_scenes']} held out. Random head: a draw from the others before the last layer.",
-    ]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help=f"measure {MODEL} again first")
-    if parser.parse_args().record:
-        record()
-    elif not (DATA / "ablation.json").exists():
-        sys.exit(f"{DATA} holds no table yet; run: python figures/ablation.py --record")
-    matplotlib.use("Agg")
-    for path in draw():
-        print(path)
+def caption(data: Path) -> str:
+    """Who, how many, how the heads were chosen, and what pointing is of."""
+    rows = pd.read_csv(data / "ablation.csv")
+    facts = json.loads((data / "ablation.json").read_text(encoding="utf-8"))
+    one, before = rows.iloc[0], rows.groupby("effect")["before"].first()
+    return (
+        f"What taking heads of {facts['model']} away costs, in (a) the log-probability of a phrase and (b) pointing: "
+        f"{one['phrases']:,} phrases of {one['images']:,} unseen scenes (seed {facts['measured_on_seed']}), each read with and "
+        "without the heads; bars: 95 % intervals by bootstrap over scenes. As it is: log-probability "
+        f"{before['log-probability']:.2f}, pointing {before['pointing']:.2f}. Pointing is of the map of all layers and heads "
+        f"minus its mean, so that only layers after the silenced ones can change it. Best head: of highest {facts['metric']} on "
+        f"{facts['chosen_on_scenes']} other scenes (seed {facts['chosen_on_seed']}), and {interval(facts['held_out'])} on "
+        f"{facts['held_out_scenes']} held out. Random head: a draw from the others before the last layer."
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__file__)

@@ -1,30 +1,36 @@
 """Draws ``figures/encoders.png`` and ``.pdf``: one phrase seen by CLIP and by a diffusion model, and how well each points at it.
 
-``python figures/encoders.py`` draws and needs no model; with ``--record`` it first measures lab/clip and lab/diffusion again.
+``python figures/encoders.py`` draws and needs no model; with ``--measure`` it first measures lab/clip and lab/diffusion again.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from PIL import Image
 
 import probe
+from probe.figure_scripts import run_script
 from probe.plots.maps import mask_pixels, muted_pixels, phrase_map
 from probe.plots.overlays import draw_map, map_limits, shared_bar
+from probe.plots.panels import SMALLEST, heading, interval
+from probe.plots.styles import DOUBLE_COLUMN
 
-HERE = Path(__file__).parent
-DATA = HERE / "data"
+TABLES = ("clip", "diffusion", "timesteps")
+READS = (
+    *(f"encoders-{name}.csv" for name in TABLES),
+    "encoders.json",
+    "encoders.png",
+    "encoders-mask.png",
+    "encoders-clip.safetensors",
+    "encoders-diffusion.safetensors",
+)
 CLIP, DIFFUSION = "lab/clip", "lab/diffusion"
 SCENES = 200
 #: The first test scene without purple and orange, which are the colours of contributions; and the last of its phrases.
@@ -35,18 +41,16 @@ SEED = 0
 METRIC = "pointing"
 #: What stands below the maps of single heads.
 PARTS = "CLIP has no attention from text to patches: contributions minus their mean over the phrases"
-WIDTH = 6.9  # inches: both columns of a paper
-HEIGHTS = (3.7, 2.1, 2.8)  # of the three rows, in inches
+HEIGHTS = (3.6, 2.0, 2.5)  # of the three rows, in inches
 
 
-def record(data: Path = DATA, *, scenes: int = SCENES) -> None:
+def measure(data: Path, *, scenes: int = SCENES) -> None:
     """Writes everything that ``draw`` reads: image, mask, both records, and the tables of scores."""
     from probe.evaluation.lab import read_lab
     from probe.kinds import examples_denoised
     from probe.reports import tracked
     from probe.runs import score_examples, threads_for
 
-    data.mkdir(parents=True, exist_ok=True)
     clip, diffusion = probe.load_model(CLIP), probe.load_model(DIFFUSION)
     facts = record_scene(clip, diffusion, data)
     examples = list(read_lab(limit=scenes))
@@ -89,10 +93,10 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     table.to_csv(path, index=False, lineterminator="\n")
 
 
-def draw(data: Path = DATA, out: Path = HERE / "encoders") -> tuple[Path, Path]:
+def draw(data: Path, out: Path) -> tuple[Path, Path]:
     """The paths of the PDF and PNG that were drawn from the files in ``data``."""
     facts = json.loads((data / "encoders.json").read_text(encoding="utf-8"))
-    tables = {name: pd.read_csv(data / f"encoders-{name}.csv") for name in ("clip", "diffusion", "timesteps")}
+    tables = {name: pd.read_csv(data / f"encoders-{name}.csv") for name in TABLES}
     records = {name: probe.load(data / f"encoders-{name}.safetensors") for name in ("clip", "diffusion")}
     image = probe.read_image(data / "encoders.png")
     mask = np.asarray(Image.open(data / "encoders-mask.png")) > 0
@@ -100,7 +104,7 @@ def draw(data: Path = DATA, out: Path = HERE / "encoders") -> tuple[Path, Path]:
     highest = max(table[table["kind"] == "head"]["value"].max() for table in (tables["clip"], layers))
     limits = (0.0, float(np.ceil(10 * highest) / 10))  # one scale for both grids
     with probe.plots.style():
-        figure = probe.plots.new_figure((sum(HEIGHTS), WIDTH))
+        figure = probe.plots.new_figure((sum(HEIGHTS), DOUBLE_COLUMN))
         top, middle, bottom = figure.subfigures(3, 1, height_ratios=HEIGHTS)
         left, right = top.subfigures(1, 2, width_ratios=[1.5, 1])
         heading(left, f"a  CLIP: parts of its similarity with {quoted(phrase)}")
@@ -118,16 +122,11 @@ def draw(data: Path = DATA, out: Path = HERE / "encoders") -> tuple[Path, Path]:
         draw_grid(ax, layers, limits=limits, across="timestep")
         ax.set_yticks(range(len(records["diffusion"].layers)), [described(one) for one in records["diffusion"].layers])
         ax.set_ylabel("")
-        figure.supxlabel(note(facts, tables), fontsize=6, color="0.4", parse_math=False)
         return probe.plots.save_figure(figure, out)
 
 
 def quoted(words: str) -> str:
     return f"\N{LEFT DOUBLE QUOTATION MARK}{words}\N{RIGHT DOUBLE QUOTATION MARK}"
-
-
-def heading(part: Any, text: str) -> None:
-    part.suptitle(text, x=0.005, ha="left", fontsize=8, fontweight="bold", parse_math=False)
 
 
 def draw_parts(part: Any, record: probe.AttentionRecord, image: Image.Image, mask: np.ndarray) -> None:
@@ -159,8 +158,7 @@ def draw_parts(part: Any, record: probe.AttentionRecord, image: Image.Image, mas
 
 
 def draw_grid(ax: Axes, table: pd.DataFrame, *, limits: tuple[float, float], across: str = "head") -> None:
-    # Intervals have room in the smaller grid alone.
-    probe.plots.heads(table, metric=METRIC, ax=ax, limits=limits, intervals=across == "head")
+    probe.plots.heads(table, metric=METRIC, ax=ax, limits=limits, intervals=False)
     ax.set(title="", xlabel=across)
 
 
@@ -184,7 +182,7 @@ def draw_curve(ax: Axes, table: pd.DataFrame, *, oracle: pd.Series) -> None:
     ax.axhline(oracle["value"], color="0.6", linewidth=0.8, linestyle=(0, (5, 2)), label="oracle patch", zorder=0)
     ax.set(title="", ylim=(0, 1.04))
     # Below the curve is room.
-    look: dict[str, Any] = {"fontsize": 6, "title_fontsize": 6, "alignment": "left"}
+    look: dict[str, Any] = {"fontsize": SMALLEST, "title_fontsize": SMALLEST, "alignment": "left"}
     ax.legend(loc="center left", bbox_to_anchor=(0.01, 0.33), title="filled: beats floor and chance", **look)
 
 
@@ -192,44 +190,31 @@ def row_of(table: pd.DataFrame, name: str) -> pd.Series:
     return table[(table["metric"] == METRIC) & (table["name"] == name)].iloc[0]
 
 
-def interval(row: pd.Series) -> str:
-    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-
-
-def note(facts: dict[str, Any], tables: dict[str, pd.DataFrame]) -> str:
-    """What stands below the picture: who, how many, what was read, and what chance and an oracle reach."""
-    rows = {name: row_of(tables[name], "minus_mean") for name in ("clip", "diffusion")}
+def caption(data: Path) -> str:
+    """Who, how many, what was read, and what chance and an oracle reach."""
+    facts = json.loads((data / "encoders.json").read_text(encoding="utf-8"))
+    tables = {name: pd.read_csv(data / f"encoders-{name}.csv") for name in ("clip", "diffusion")}
+    rows = {name: row_of(table, "minus_mean") for name, table in tables.items()}
     beside = {
         name: " and ".join(
-            f"{one.split('_')[0]} {row_of(tables[name], one)['value']:.2f}" for one in ("chance", "oracle_patch")
+            f"{one.split('_')[0]} {row_of(table, one)['value']:.2f}" for one in ("chance", "oracle_patch")
         )
-        for name in rows
+        for name, table in tables.items()
     }
-    counts = f"{rows['clip']['phrases']:,} phrases of {rows['clip']['images']:,} unseen scenes"
-    parts = [
-        "CLIP has no attention from text to patches: a and b are of contributions, signed parts of its own similarity, minus their "
-        "mean over the caption's phrases; c to e of attention minus its mean over the caption's words.",
-        f"a, c: scene {facts['scene']} of the test split, {quoted(facts['caption'])}. b, d, e: {facts['clip']} and "
-        f"{facts['diffusion']}, {counts}; intervals of 95 % over scenes (those of e are in its table).",
-        f"Maps of all layers and heads point right {interval(rows['clip'])} of the time (CLIP; {beside['clip']}) and "
-        f"{interval(rows['diffusion'])} (U-Net, mean of these timesteps; {beside['diffusion']}).",
-        f"Timesteps are of 1,000, the last all noise; one draw of noise (seed {facts['seed']}), the same for every scene. "
-        "A patch counts by its centre.",
-    ]
-    return textwrap.fill(" ".join(parts), 165)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help=f"measure {CLIP} and {DIFFUSION} again first")
-    if parser.parse_args().record:
-        record()
-    elif not (DATA / "encoders.json").exists():
-        sys.exit(f"{DATA} holds no tables yet; run: python figures/encoders.py --record")
-    matplotlib.use("Agg")
-    for path in draw():
-        print(path)
+    heads = pd.concat([table[table["kind"].isin(["head", "head at timestep"])] for table in tables.values()])
+    widest = max((heads["high"] - heads["value"]).max(), (heads["value"] - heads["low"]).max())
+    return (
+        f"One phrase, {quoted(facts['phrase'])} of {quoted(facts['caption'])} (scene {facts['scene']} of the test split), seen "
+        f"by {facts['clip']} (a) and by {facts['diffusion']} (c), and how often they point right (b, d, e) on "
+        f"{rows['clip']['images']:,} unseen scenes with {rows['clip']['phrases']:,} phrases. CLIP has no attention from text to "
+        "patches: a and b are of contributions, signed parts of its own similarity, minus their mean over the caption's "
+        "phrases; c to e are of attention minus its mean over the caption's words. Maps of all layers and heads point right "
+        f"{interval(rows['clip'])} of the time (CLIP; {beside['clip']}) and {interval(rows['diffusion'])} (U-Net, mean of these "
+        f"timesteps; {beside['diffusion']}); intervals of 95 % by bootstrap over scenes, in b and e no further than {widest:.2f} "
+        f"either way. Timesteps are of 1,000, the last all noise; one draw of noise (seed {facts['seed']}), the same for every "
+        "scene. A patch counts by its centre."
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__file__)

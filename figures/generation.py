@@ -1,6 +1,6 @@
 """Draws what lab/diffusion makes of captions, ``figures/generation.png`` and ``.pdf``, from saved pictures.
 
-``python figures/generation.py`` draws and needs no model; with ``--generate`` it first lets lab/diffusion draw again.
+``python figures/generation.py`` draws and needs no model; with ``--measure`` it first lets lab/diffusion draw again.
 Beside the pictures of three seeds stands the test scene that the caption was written for, which the model has never seen. How
 recognisable pictures are is measured too: how often lab/clip, whose image side had no part in drawing them, picks the right caption
 of many.
@@ -8,32 +8,30 @@ of many.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
 import probe
+from probe.figure_scripts import run_script
+from probe.plots.panels import SMALLEST, interval
+from probe.plots.styles import DOUBLE_COLUMN
 
-HERE = Path(__file__).parent
-DATA = HERE / "data"
+READS = ("generation.json", "generation.png")
 MODEL = "lab/diffusion"
 SCENES = 12
 SEEDS = (0, 1, 2)
 STEPS, GUIDANCE = 50, 5.0
 RECOGNISED, AT_ONCE = 128, 32  # captions among which lab/clip picks, and pictures drawn together
 BLOCKS = 2  # scenes beside each other
-WIDTH = 6.9  # inches: both columns of a paper
-LINE = 62  # letters of a caption that fit over four pictures
+LINE = 58  # letters of a caption that fit over four pictures
 
 
-def generate(data: Path = DATA, *, home: str | Path | None = None) -> None:
+def measure(data: Path, *, home: str | Path | None = None) -> None:
     """Writes what ``draw`` reads: one row of pictures a scene, the scene first and then each seed, and the captions."""
     from diffusers import StableDiffusionPipeline
 
@@ -47,7 +45,6 @@ def generate(data: Path = DATA, *, home: str | Path | None = None) -> None:
     captions = [one.caption for one in examples]
     rows = [[np.asarray(one.image) for one in examples]]
     rows += [[np.asarray(picture) for picture in drawn(pipeline, captions, seed=seed)] for seed in SEEDS]
-    data.mkdir(parents=True, exist_ok=True)
     grid = np.concatenate([np.concatenate(column, axis=1) for column in zip(*rows, strict=True)], axis=0)
     Image.fromarray(grid).save(data / "generation.png")
     facts = {"model": MODEL, "captions": captions, "seeds": SEEDS, "steps": STEPS, "guidance": GUIDANCE}
@@ -89,34 +86,34 @@ def recognised(pipeline: Any, captions: list[str], scenes: list[Image.Image]) ->
     return {"captions": len(captions)} | {name: [x.value, x.low, x.high] for name, x in named.items()}
 
 
-def draw(data: Path = DATA, out: Path = HERE / "generation") -> tuple[Path, Path]:
+def draw(data: Path, out: Path) -> tuple[Path, Path]:
     """The paths of the PDF and PNG that were drawn from the files in ``data``."""
     facts = json.loads((data / "generation.json").read_text(encoding="utf-8"))
     captions, names = facts["captions"], ["scene", *(f"seed {seed}" for seed in facts["seeds"])]
     grid = np.asarray(Image.open(data / "generation.png"))
     rows = -(-len(captions) // BLOCKS)
-    side = WIDTH / (BLOCKS * len(names))
+    side = DOUBLE_COLUMN / (BLOCKS * len(names))
     with probe.plots.style():
-        figure = probe.plots.new_figure((rows * (side + 0.28) + 0.2, WIDTH))
+        figure = probe.plots.new_figure((rows * (side + 0.28) + 0.2, DOUBLE_COLUMN))
         for block, part in enumerate(np.atleast_1d(figure.subfigures(1, BLOCKS))):
             axes = part.subplots(rows, len(names), squeeze=False)
             for row, line in enumerate(axes):
                 show_row(line, grid, captions, names, number=block * rows + row)
-        figure.supxlabel(
-            f"{facts['model']}, {facts['steps']} steps, guidance {facts['guidance']:g}; "
-            "scenes of the test split, which the model has never seen\n" + described(facts["recognised"]),
-            fontsize=6,
-            color="0.4",
-        )
         return probe.plots.save_figure(figure, out)
 
 
-def described(found: dict[str, Any]) -> str:
-    """The sentence about how recognisable the pictures are."""
-    several = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in (found["drawn"], found["scenes"])]
+def caption(data: Path) -> str:
+    """What was drawn, from what, and how recognisable it is."""
+    facts = json.loads((data / "generation.json").read_text(encoding="utf-8"))
+    found = facts["recognised"]
+    drawn, scenes = (
+        interval(dict(zip(("value", "low", "high"), found[one], strict=True))) for one in ("drawn", "scenes")
+    )
     return (
-        f"lab/clip picks the right one of {found['captions']} captions for {several[0]} of {found['captions']} such pictures, "
-        f"for {several[1]} of the scenes"
+        f"What {facts['model']} draws for captions of the test split, whose scenes it has never seen, from {len(facts['seeds'])} "
+        f"seeds ({facts['steps']} steps, guidance {facts['guidance']:g}); on the left the scene that the caption was written "
+        f"for. lab/clip picks the right one of {found['captions']} captions for {drawn} of {found['captions']} such pictures, "
+        f"and for {scenes} of the scenes; 95 % intervals by bootstrap over captions."
     )
 
 
@@ -130,9 +127,9 @@ def show_row(line: Any, grid: Any, captions: list[str], names: list[str], *, num
         ax.imshow(grid[number * side : (number + 1) * side, col * side : (col + 1) * side])
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set(visible=True, color="0.6")
-        ax.set_xlabel(name, fontsize=5, labelpad=1)
+        ax.set_xlabel(name, fontsize=SMALLEST, labelpad=1)
     if number < len(captions):
-        line[0].set_title("\n", fontsize=5.5, pad=2)  # room for two lines, however wide the caption
+        line[0].set_title("\n", fontsize=SMALLEST, pad=2)  # room for two lines, however wide the caption
         above = line[0].annotate(
             textwrap.fill(captions[number], LINE),
             (0, 1),
@@ -140,23 +137,10 @@ def show_row(line: Any, grid: Any, captions: list[str], names: list[str], *, num
             xycoords="axes fraction",
             textcoords="offset points",
             va="bottom",
-            fontsize=5.5,
+            fontsize=SMALLEST,
         )
         above.set_in_layout(False)  # it reaches over the pictures beside, which need not move away
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--generate", action="store_true", help=f"let {MODEL} draw again first")
-    options = parser.parse_args()
-    matplotlib.use("Agg")
-    if options.generate:
-        generate()
-    elif not (DATA / "generation.json").exists():
-        sys.exit(f"{DATA / 'generation.json'} is not there yet; run: python figures/generation.py --generate")
-    for path in draw():
-        print(path)
-
-
 if __name__ == "__main__":
-    main()
+    run_script(__file__)

@@ -1,17 +1,15 @@
 """Draws the README's picture, ``figures/readme.png`` and ``.pdf``, from a saved record and a saved table.
 
-``python figures/readme.py`` draws and needs no model; with ``--record`` it first records and scores again with lab/llava.
+``python figures/readme.py`` draws and needs no model; with ``--measure`` it first records and scores again with lab/llava.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,26 +17,26 @@ from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea, VPacker
 from PIL import Image
 
 import probe
+from probe.figure_scripts import run_script
+from probe.plots.panels import heading, interval
+from probe.plots.styles import DOUBLE_COLUMN
 from probe.text import find_phrase
 
-HERE = Path(__file__).parent
-DATA = HERE / "data"
+READS = ("readme-scores.csv", "readme.json", "readme.safetensors", "readme.png", "readme-masks.png")
 MODEL, PROMPT = "lab/llava", "Describe the image."
 #: The first test scene in which the model names at least two objects is drawn; heads are scored on so many test scenes.
 SCENES = 200
 READING: Literal["minus mean"] = "minus mean"  # of overlays and heads alike
 MOST_PHRASES = 3
-WIDTH = 6.9  # inches: both columns of a paper, and about the width of a README
 
 
-def record(data: Path = DATA) -> None:
+def measure(data: Path) -> None:
     """Writes everything that ``draw`` reads: image, masks, record, what was asked, and the table of scores."""
     from probe.evaluation.lab import read_lab
     from probe.lab.scenes import scene
     from probe.runs import score_examples
 
     subject = probe.load_model(MODEL)
-    data.mkdir(parents=True, exist_ok=True)
     for index in range(SCENES):
         example = scene(index)
         run = probe.run(subject, example.image, PROMPT)
@@ -59,7 +57,7 @@ def record(data: Path = DATA) -> None:
     scores.to_frame().to_csv(data / "readme-scores.csv", index=False, lineterminator="\n")
 
 
-def draw(data: Path = DATA, out: Path = HERE / "readme") -> tuple[Path, Path]:
+def draw(data: Path, out: Path) -> tuple[Path, Path]:
     """The paths of the PDF and PNG that were drawn from the files in ``data``."""
     facts = json.loads((data / "readme.json").read_text(encoding="utf-8"))
     kept = probe.load(data / "readme.safetensors")
@@ -69,8 +67,8 @@ def draw(data: Path = DATA, out: Path = HERE / "readme") -> tuple[Path, Path]:
     masks = [levels == level for level in range(1, len(wanted) + 1)]
     scores = pd.read_csv(data / "readme-scores.csv")
     with probe.plots.style():
-        heights = WIDTH / (1 + len(wanted)) + 1.13, 2.6  # square images, and what is written around them
-        figure = probe.plots.new_figure((sum(heights), WIDTH))
+        heights = DOUBLE_COLUMN / (1 + len(wanted)) + 1.13, 2.6  # square images, and what is written around them
+        figure = probe.plots.new_figure((sum(heights), DOUBLE_COLUMN))
         top, bottom = figure.subfigures(2, 1, height_ratios=heights)
         first, *others = top.subplots(1, 1 + len(wanted))
         heading(top, "Where does the model look when it says a word?")
@@ -81,21 +79,30 @@ def draw(data: Path = DATA, out: Path = HERE / "readme") -> tuple[Path, Path]:
             ax.set_anchor("N")  # in one line, though the bar takes of the room of the others alone
         heading(bottom, "How well does each head point at what it names?")
         left, right = bottom.subplots(1, 2, width_ratios=[2.3, 1])
-        probe.plots.heads(scores, ax=left)
+        probe.plots.heads(scores, ax=left, intervals=False)
         left.set_title(left.get_title().replace(":", f" ({READING}):", 1))  # which the table alone does not say
         probe.plots.readings(scores, ax=right)
-        proof, source = kept.certificate, kept.source
-        bottom.supxlabel(
-            f"{facts['model']}, scene {facts['scene']} of the test split; {source.kernel} attention in {source.dtype}; "
-            f"largest error of the record {proof.max_error:.0e} in {proof.rows} checked rows",
-            fontsize=6,
-            color="0.4",
-        )
         return probe.plots.save_figure(figure, out)
 
 
-def heading(part: Any, text: str) -> None:
-    part.suptitle(text, x=0.005, ha="left", fontsize=9, fontweight="bold")
+def caption(data: Path) -> str:
+    """What is drawn, of whom and how many, and what proves the record."""
+    facts = json.loads((data / "readme.json").read_text(encoding="utf-8"))
+    kept, scores = probe.load(data / "readme.safetensors"), pd.read_csv(data / "readme-scores.csv")
+    named = scores.drop_duplicates("name").set_index("name")
+    heads = scores[scores["kind"] == "head"]
+    widest = max((heads["high"] - heads["value"]).max(), (heads["value"] - heads["low"]).max())
+    proof, source = kept.certificate, kept.source
+    return (
+        f"Where {facts['model']} looks while it describes scene {facts['scene']} of the test split in its own words: attention "
+        "to the phrases that are exactly right, minus the mean over the answer (Eq. 3); outlines are the true masks, which it "
+        f"never saw. Below, how well each head points, with attention read in the same way, on {int(named['images'].max())} "
+        f"unseen scenes ({int(named['phrases'].max())} phrases): all heads together {interval(named.loc['minus_mean'])}, without "
+        f"Eq. 3 {interval(named.loc['mean_map'])}, the best head, held out, {interval(named.loc['best_head_held_out'])}. "
+        f"Intervals of 95 % by bootstrap over scenes, those of single heads no further than {widest:.2f} either way. Recorded "
+        f"from {source.kernel} attention in {source.dtype}; largest error {proof.max_error:.0e} of the output in {proof.rows} "
+        "checked rows."
+    )
 
 
 def show_image(ax: Axes, image: Image.Image) -> None:
@@ -144,17 +151,5 @@ def letters(word: str, weight: str) -> TextArea:
     return TextArea(word, textprops=look)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help=f"record and score again with {MODEL} first")
-    if parser.parse_args().record:
-        record()
-    elif not (DATA / "readme.json").exists():
-        sys.exit(f"{DATA} holds no record yet; run: python figures/readme.py --record")
-    matplotlib.use("Agg")
-    for path in draw():
-        print(path)
-
-
 if __name__ == "__main__":
-    main()
+    run_script(__file__)

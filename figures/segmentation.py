@@ -6,19 +6,18 @@ their captions are read by lab/llava, and each phrase's mask is held against the
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 
 import probe
+from probe.figure_scripts import run_script
+from probe.plots.panels import interval
+from probe.plots.styles import DOUBLE_COLUMN
 
-HERE = Path(__file__).parent
-TABLE = HERE / "data" / "segmentation.csv"
+READS = ("segmentation.csv",)
 MODEL, PROMPT = "lab/llava", "Describe the image."
 SCENES = 500
 #: What is compared, as options of ``attend_and_segment``.
@@ -38,21 +37,21 @@ LABELS = {
     "oracle patches": "IoU, whole patches (oracle)",
 }
 RESULTS = 3  # of the labels; the rest are controls
-SIZE = (2.9, 6.0)  # (height, width) in inches
+HEIGHT = 2.7  # inches
 
 
-def measure(count: int, table: Path = TABLE) -> pd.DataFrame:
-    """The table of every setting over so many scenes; it is written too."""
+def measure(data: Path, *, scenes: int = SCENES) -> None:
+    """Writes ``segmentation.csv`` into ``data``: every setting and control over so many scenes."""
     from probe.evaluation.lab import read_lab
     from probe.grounding.refiners import find_refiner
     from probe.grounding.scores import score_masks
     from probe.reports import tracked
 
     subject = probe.load_model(MODEL)
-    examples = list(read_lab(limit=count))
+    examples = list(read_lab(limit=scenes))
     records = [
         probe.run(subject, one.image, PROMPT, answer=one.text).record
-        for one in tracked(examples, what="reading captions", total=count)
+        for one in tracked(examples, what="reading captions", total=scenes)
     ]
     parts = []
     for name, given in SETTINGS.items():
@@ -61,23 +60,21 @@ def measure(count: int, table: Path = TABLE) -> pd.DataFrame:
             probe.attend_and_segment(
                 record, one.image, phrases=[(part.start, part.end) for part in one.phrases], **options
             )
-            for record, one in tracked(zip(records, examples, strict=True), what=name, total=count)
+            for record, one in tracked(zip(records, examples, strict=True), what=name, total=scenes)
         )
         scores = score_masks(found, ([part.mask for part in one.phrases] for one in examples))
         parts.append(scores.drop(columns="what").assign(setting=name, model=MODEL))
     frame = pd.concat(parts, ignore_index=True)
-    table.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(table, index=False, lineterminator="\n")
-    return frame
+    frame.to_csv(data / "segmentation.csv", index=False, lineterminator="\n")
 
 
-def draw(table: Path = TABLE, out: Path = HERE / "segmentation") -> tuple[Path, Path]:
-    """The paths of the PDF and PNG that were drawn from the table."""
-    frame = pd.read_csv(table)
+def draw(data: Path, out: Path) -> tuple[Path, Path]:
+    """The paths of the PDF and PNG that were drawn from the table in ``data``."""
+    frame = pd.read_csv(data / "segmentation.csv")
     names = [one for one in LABELS if one in set(frame["name"])]
     settings = list(dict.fromkeys(frame["setting"]))
     with probe.plots.style():
-        figure = probe.plots.new_figure(SIZE)
+        figure = probe.plots.new_figure((HEIGHT, DOUBLE_COLUMN))
         ax = figure.subplots()
         for index, setting in enumerate(settings):
             part = frame[frame["setting"] == setting].set_index("name").loc[names]
@@ -90,28 +87,24 @@ def draw(table: Path = TABLE, out: Path = HERE / "segmentation") -> tuple[Path, 
             ax.axhline(row - 0.5, color="0.4" if row == RESULTS else "0.9", linewidth=0.5, zorder=0)
         ax.set(yticks=range(len(names)), yticklabels=[LABELS[one] for one in names], xlim=(0, 1))
         ax.set_ylim(len(names) - 0.5, -0.5)
-        images, phrases = int(frame["images"].max()), int(frame["phrases"].max())
-        ax.set_xlabel(
-            f"mean over {phrases} phrases in {images} test scenes, {frame['model'].iloc[0]};\n"
-            "bars: 95 % intervals by bootstrap over scenes; below the line: controls"
-        )
+        ax.set_xlabel("mean over phrases; below the line: controls")
         figure.legend(loc="outside upper center", ncols=len(settings))
         return probe.plots.save_figure(figure, out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", action="store_true", help=f"segment the scenes again with {MODEL} first")
-    parser.add_argument("--scenes", type=int, default=SCENES, help="how many to measure on (default: %(default)s)")
-    options = parser.parse_args()
-    matplotlib.use("Agg")
-    if options.measure:
-        print(measure(options.scenes).to_string(index=False, float_format="%.3f"))
-    elif not TABLE.exists():
-        sys.exit(f"{TABLE} is not there yet; run: python figures/segmentation.py --measure")
-    for path in draw():
-        print(path)
+def caption(data: Path) -> str:
+    """Who, how many, how, and what each control is."""
+    frame = pd.read_csv(data / "segmentation.csv")
+    images, phrases = int(frame["images"].max()), int(frame["phrases"].max())
+    best = frame[(frame["name"] == "iou") & (frame["setting"] == "lab/sam")].iloc[0]
+    return (
+        f"How good the masks of attend-and-segment are: {frame['model'].iloc[0]}, which reads the true captions, {phrases:,} "
+        f"phrases of {images} unseen scenes; bars: 95 % intervals by bootstrap over scenes. The same maps give each refiner its "
+        "points: a threshold on the map, also of the one head that the first released code read; superpixels; and lab/sam, the "
+        f"only one that learned from masks (IoU {interval(best)}). Controls, below the line: the mask against another phrase's "
+        "truth and against another image's; a box of the mask's area in the centre; and the best mask of whole patches."
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__file__)

@@ -1,40 +1,43 @@
 """Draws ``figures/sweep.png`` and ``.pdf``: what every head is good for, beside how well it localises, from saved tables.
 
-``python figures/sweep.py`` draws and needs no model; with ``--measure FOLDER`` every head of the models is swept first, and their
-heads are taken away in several orders (a quarter of an hour on two cores; sweeps that were stopped go on).
+``python figures/sweep.py`` draws and needs no model; with ``--measure`` every head of the models is swept first, and heads are
+taken away in several orders (a quarter of an hour on two cores; sweeps that were stopped go on).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
 
 import probe
 from probe.analysis.usage import HeadUse, compare_use, head_effects
+from probe.figure_scripts import run_script
+from probe.plots.panels import heading, interval
+from probe.plots.styles import DOUBLE_COLUMN, literal
 
-HERE = Path(__file__).parent
-DATA = HERE / "data"
+PARTS = ("effects", "heads", "agreement", "removal")
+READS = (*(f"sweep-{one}.csv" for one in PARTS), "sweep.json")
+#: Where the stores of the sweeps are kept while they are made.
+WORK = Path("runs/sweep-figure")
 MODELS = ("lab/llava-clip", "lab/difflmm")
 PROMPT, EFFECT, HOW, METRIC = "Describe the image.", "log_probability", "mean", "pointing"
 #: Scenes that every head is swept and scored on, and those of another seed that the curves are measured on.
 SWEPT, REMOVED = 200, 100
 SWEPT_SEED, REMOVED_SEED, TRAINED_ON = 0, 1, 100
 RANDOM_ORDERS = 5
-SIZE = (6.6, 6.9)  # (height, width) in inches
+HEIGHTS = (1.9, 1.9, 2.2)  # of the rows, in inches
 
 
-def measure(work: Path, data: Path = DATA, *, swept: int = SWEPT, removed: int = REMOVED) -> None:
+def measure(data: Path, work: Path = WORK, *, swept: int = SWEPT, removed: int = REMOVED) -> None:
     """Writes everything that ``draw`` reads into ``data``; the stores of the sweeps are kept in ``work``."""
     from probe.sweep.exports import export_table
 
-    data.mkdir(parents=True, exist_ok=True)
     effects, heads, agreement, curves = [], [], [], []
     for name in MODELS:
         plan = probe.SweepPlan(
@@ -98,33 +101,52 @@ def removed_in_order(subject: Any, found: HeadUse, count: int) -> pd.DataFrame:
     return removal_curves(subject, examples, orders, counts=steps, how=HOW, reference=reference, prompt=PROMPT)
 
 
-def draw(data: Path = DATA, out: Path = HERE / "sweep") -> tuple[Path, Path]:
+def draw(data: Path, out: Path) -> tuple[Path, Path]:
     """The paths of the PDF and PNG that were drawn from the files in ``data``."""
-    effects, heads, agreement, curves = (
-        pd.read_csv(data / f"sweep-{one}.csv") for one in ("effects", "heads", "agreement", "removal")
-    )
-    facts = json.loads((data / "sweep.json").read_text(encoding="utf-8"))
+    effects, heads, agreement, curves = (pd.read_csv(data / f"sweep-{one}.csv") for one in PARTS)
+    limit = float(chosen(effects, {"effect": EFFECT, "how": HOW})["change"].abs().max())  # one scale for all models
     with probe.plots.style():
-        figure = probe.plots.new_figure(SIZE)
-        axes = figure.subplots(3, len(MODELS))
-        for column, model in enumerate(MODELS):
-            some = {"model": model, "effect": EFFECT, "how": HOW}
-            probe.plots.effects(chosen(effects, some), ax=axes[0, column])
-            probe.plots.use(as_use(heads, agreement, some | {"metric": METRIC}), ax=axes[1, column])
-            probe.plots.removal(curves[curves["model"] == model], ax=axes[2, column])
-            axes[0, column].set_title(model)
-        for row, (letter, what) in enumerate(zip("abc", HEADINGS, strict=True)):
-            place = axes[row, 0]
-            place.annotate(
-                f"{letter}  {what}", (0, 1), xytext=(-26, 16), xycoords="axes fraction", textcoords="offset points",
-                fontsize=8, fontweight="bold", annotation_clip=False,
-            )  # fmt: skip
-        figure.supxlabel(note(facts, agreement), fontsize=6, color="0.4", parse_math=False)
+        figure = probe.plots.new_figure((sum(HEIGHTS), DOUBLE_COLUMN))
+        for part, row, text in zip(figure.subfigures(3, 1, height_ratios=HEIGHTS), "abc", HEADINGS, strict=True):
+            heading(part, f"{row}  {text}")
+            for column, (ax, model) in enumerate(zip(part.subplots(1, len(MODELS)), MODELS, strict=True)):
+                some = {"model": model, "effect": EFFECT, "how": HOW}
+                if row == "a":
+                    draw_effects(ax, chosen(effects, some), limit=limit)
+                elif row == "b":
+                    draw_use(ax, as_use(heads, agreement, some | {"metric": METRIC}), legend=column == 0)
+                else:
+                    draw_removal(ax, curves[curves["model"] == model], part if column == 0 else None)
+                literal(ax.set_title(model))
         return probe.plots.save_figure(figure, out)
 
 
+def draw_effects(ax: Axes, table: pd.DataFrame, *, limit: float) -> None:
+    """The grid of one model; what its colours are stands in the panel's heading."""
+    probe.plots.effects(table, ax=ax, limit=limit)
+    ax.images[0].colorbar.set_label("nats")
+
+
+def draw_use(ax: Axes, use: HeadUse, *, legend: bool) -> None:
+    """Every head of one model; layers have the same colours in both, so that one legend is enough."""
+    probe.plots.use(use, ax=ax)
+    ax.set_ylabel("used: nats lost")
+    if not legend:
+        ax.get_legend().remove()
+
+
+def draw_removal(ax: Axes, curves: pd.DataFrame, part: Any) -> None:
+    """The curves of one model, with a legend below the part of the figure where one is given."""
+    probe.plots.removal(curves, ax=ax)
+    ax.set_ylabel("log-probability (nats)")
+    ax.get_legend().remove()
+    if part is not None:
+        handles, labels = ax.get_legend_handles_labels()
+        part.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+
+
 HEADINGS = (
-    "What a phrase loses without each head",
+    "Change in a phrase's log-probability without each head",
     "Localises against used",
     "Heads taken away together, on other scenes",
 )
@@ -142,31 +164,23 @@ def as_use(heads: pd.DataFrame, agreement: pd.DataFrame, some: dict[str, str]) -
     return HeadUse(chosen(heads, some), chosen(agreement, some), some["metric"], some["effect"], some["how"], 10)
 
 
-def note(facts: dict[str, Any], agreement: pd.DataFrame) -> str:
-    """What stands below the picture: who, how many, how, and how well the one predicts the other."""
+def caption(data: Path) -> str:
+    """Who, how many, how, and how well the one predicts the other."""
+    facts = json.loads((data / "sweep.json").read_text(encoding="utf-8"))
+    agreement = pd.read_csv(data / "sweep-agreement.csv")
     said = []
     for model in MODELS:
         for how in ("mean", "zero"):
-            row = chosen(
-                agreement, {"model": model, "how": how, "metric": METRIC, "effect": EFFECT, "measure": "spearman"}
-            )
-            one = row.iloc[0]
-            said.append(f"{model}, {how} {one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]")
+            some = {"model": model, "how": how, "metric": METRIC, "effect": EFFECT, "measure": "spearman"}
+            said.append(f"{model}, {how} {interval(chosen(agreement, some).iloc[0])}")
     return (
-        f"{facts['swept']} test scenes swept and scored, {facts['removed']} others for c; heads are replaced by their mean over "
-        "training scenes (c) or the sweep's own (a, b).\nDots in a: the 95 % interval holds 0. Bars and bands: 95 % intervals by "
-        f"bootstrap over images.\nRank correlation of pointing and loss: {'; '.join(said)}."
+        f"What every head is good for, beside how well it localises: {' and '.join(MODELS)}, {facts['swept']} unseen scenes "
+        f"swept and scored, {facts['removed']} others for c. (a) The change in a phrase's log-probability without each head; (b) "
+        "the same against pointing; (c) what is left when heads are taken away together, in several orders. Heads are replaced "
+        f"by their mean over {TRAINED_ON} training scenes (c) or the sweep's own (a, b). Dots in a: the interval holds 0. Bars "
+        f"and bands: 95 % intervals by bootstrap over images. Rank correlation of pointing and loss: {'; '.join(said)}."
     )
 
 
 if __name__ == "__main__":
-    matplotlib.use("Agg")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", type=Path, metavar="FOLDER", help="run the sweeps first, and keep them there")
-    parser.add_argument("--swept", type=int, default=SWEPT)
-    parser.add_argument("--removed", type=int, default=REMOVED)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        measure(arguments.measure, swept=arguments.swept, removed=arguments.removed)
-    for path in draw():
-        print(path)
+    run_script(__file__)

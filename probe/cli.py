@@ -197,14 +197,18 @@ def _arguments(kind: Any, function: Callable[..., Any], *, bare: bool) -> Any:
     several = [key for key, annotation in function.__annotations__.items() if annotation == "Sequence[str]"]
     words = [key for key, annotation in function.__annotations__.items() if annotation == "Words"]
     listed = [key for key, annotation in function.__annotations__.items() if annotation == "list[str]"]
-    optional = [key for key, annotation in function.__annotations__.items() if annotation == "OptionalWord"]
+    optional = {
+        key: {"OptionalWord": "?", "OptionalWords": "*"}[annotation]
+        for key, annotation in function.__annotations__.items()
+        if annotation in ("OptionalWord", "OptionalWords")
+    }
     switches = [key for key, annotation in function.__annotations__.items() if annotation == "bool"]
     planned = {"plan"} & function.__annotations__.keys()
     skipped = {*several, *words, *listed, *optional, *switches, *planned}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
     described = {one.arg_name: one.description for one in parse(function.__doc__ or "", DocstringStyle.NUMPYDOC).params}
-    for key in optional:
-        parser.add_argument(key, nargs="?", help=described.get(key))
+    for key, count in optional.items():
+        parser.add_argument(key, nargs=count, help=described.get(key))
     for key in listed:
         parser.add_argument(key, nargs="+", help=described.get(key))
     for key in several:

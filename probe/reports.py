@@ -65,7 +65,8 @@ def plain_console(**options: Any) -> Console:
     from rich.console import Console
 
     console = Console(markup=False, highlight=False, **options)
-    console.push_render_hook(_Harmless())
+    hook: Any = _Harmless()  # rich asks for a class of its own, which would have to be imported with this module
+    console.push_render_hook(hook)
     return console
 
 

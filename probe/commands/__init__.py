@@ -8,6 +8,7 @@ from probe.commands.checking import check
 from probe.commands.comparing import compare
 from probe.commands.converting import convert_difflmm
 from probe.commands.demonstration import demo
+from probe.commands.drawing import figures
 from probe.commands.emerging import emergence
 from probe.commands.evaluating import evaluate_gcg, evaluate_pacc, evaluate_png, evaluate_res
 from probe.commands.exploring import html
@@ -30,6 +31,7 @@ VERBS: dict[str, Callable[..., Report]] = {
     "compare": compare,
     "emergence": emergence,
     "check": check,
+    "figures": figures,
     "html": html,
 }
 EVALUATE_VERBS: dict[str, Callable[..., Report]] = {

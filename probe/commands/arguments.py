@@ -11,10 +11,22 @@ if TYPE_CHECKING:
     from probe.evaluation.examples import Example
     from probe.models import Subject
 
-__all__ = ["OptionalWord", "Words", "at_least", "kind_note", "lab_note", "read_examples", "whole_numbers"]
+__all__ = [
+    "OptionalWord",
+    "OptionalWords",
+    "Words",
+    "at_least",
+    "kind_note",
+    "lab_note",
+    "read_examples",
+    "whole_numbers",
+]
 
 #: An argument that is typed without a name, and may be left out.
 OptionalWord = str | None
+
+#: Arguments that are typed without a name, as many as one likes or none.
+OptionalWords = list[str]
 
 #: An option with one or several words after it.
 Words = Sequence[str]

@@ -104,6 +104,8 @@ def _draw_training(ax: Axes, frame: pd.DataFrame) -> None:
         if name in rows:
             # Only minus_mean is held to the floor phrase by phrase, so only it has markers that tell.
             tested: dict[str, Any] = {"marker": "o", "filled": beats} if name == "minus_mean" else {}
+            if name == "best_head_held_out":
+                tested = {"dashes": (7, 1.5)}  # its colour is no other grey than that of minus_mean
             _band(ax, steps, rows[name], label, colour=OKABE_ITO[number], **tested)
     if "floor" in rows:
         _band(ax, steps, rows["floor"], "floor: other phrase + paraphrase", colour=FLOOR_COLOUR, dashes=(4, 2))

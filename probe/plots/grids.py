@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from probe.analysis.heads import HeadScores
 
-__all__ = ["heads", "readings"]
+__all__ = ["heads", "readings", "text_colour"]
 
 #: Smallest letters that are written into a cell, in points; where they do not fit, colour alone is drawn.
 SMALLEST = 4.0
@@ -123,7 +123,7 @@ def _write(ax: Axes, table: ScoreTable, drawn: AxesImage, *, intervals: bool) ->
     intervals = intervals and small >= SMALLEST and bool(np.isfinite(table.low).any())
     for row, col in zip(*np.nonzero(np.isfinite(table.value)), strict=True):
         value, low, high = (float(one[row, col]) for one in (table.value, table.low, table.high))
-        colour = _text_colour(drawn.cmap(drawn.norm(np.asarray(value))))
+        colour = text_colour(drawn.cmap(drawn.norm(np.asarray(value))))
         look: dict[str, Any] = {"ha": "center", "va": "center", "color": colour, "parse_math": False}
         paired = intervals and np.isfinite([low, high]).all()
         ax.text(col, row - 0.14 * paired, f"{value:.2f}", fontsize=size, **look)
@@ -139,7 +139,7 @@ def _room(ax: Axes) -> float:
     return min(0.88 * width, width / 0.775 - 95)
 
 
-def _text_colour(colour: Any) -> str:
+def text_colour(colour: Any) -> str:
     """Black or white, whichever stands out more from a colour (WCAG relative luminance)."""
     parts = np.asarray(colour[:3], dtype=np.float64)
     linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)

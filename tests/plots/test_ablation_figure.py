@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,18 +10,12 @@ import pandas as pd
 import pytest
 
 from probe.effects import EFFECTS
-
-SCRIPT = Path(__file__).parents[2] / "figures" / "ablation.py"
+from tests.plots.scripts import load_script
 
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation_figure", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("ablation")
 
 
 def test_two_runs_draw_the_same_bytes(script: ModuleType, tmp_path: Path) -> None:
@@ -65,7 +58,7 @@ def test_heads_are_chosen_on_other_scenes_than_those_they_are_taken_away_on(
         lambda subject, of, plan, **rest: effects(subject, noting("measured", list(of)), plan, **rest),
     )
     script.REFERENCE, script.LABELS = 2, {"zero": "zero", "mean": "mean"}
-    script.record(tmp_path, scenes=4)
+    script.measure(tmp_path, scenes=4)
     assert [len(one) for one in read.values()] == [4, 4]
     assert not read["chosen"] & read["measured"]
     table, facts = pd.read_csv(tmp_path / "ablation.csv"), json.loads((tmp_path / "ablation.json").read_text())

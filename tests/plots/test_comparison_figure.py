@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import combinations, product
 from pathlib import Path
 from types import ModuleType
@@ -17,19 +16,14 @@ from probe.analysis.differences import COLUMNS
 from probe.lab.storage import TWINS
 from probe.seeds import read_shipped
 from probe.training_tables import TrainingTable
+from tests.plots.scripts import load_script
 
-SCRIPT = Path(__file__).parents[2] / "figures" / "comparison.py"
 SEEDS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("comparison_figure", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("comparison")
 
 
 def bounds(value: float, images: int = 500) -> dict[str, float]:
@@ -58,7 +52,7 @@ def comparison(script: ModuleType, seed: int, images: int = 500) -> list[dict[st
 @pytest.fixture(scope="module")
 def home(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every table that is drawn."""
-    folder, random = tmp_path_factory.mktemp("tables"), np.random.default_rng(9)
+    folder = tmp_path_factory.mktemp("tables")
     table = [row | {"seed": seed} for seed in SEEDS for row in comparison(script, seed)]
     pd.DataFrame(table).reindex(columns=["seed", *COLUMNS]).to_csv(folder / "comparison.csv", index=False)
     training = [
@@ -73,38 +67,12 @@ def home(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed, arm, step in product(SEEDS, TWINS.values(), (0, 100, 750))
     ]
     pd.DataFrame(training).to_csv(folder / "training.csv", index=False)
-    ways = product(SEEDS, TWINS, ("mean", "first", "max"), ("attention", "minus mean"), ("all", "best"))
-    readouts = [
-        {
-            "seed": seed,
-            "system": name,
-            "combine": combine,
-            "reading": reading,
-            "heads": heads,
-            **bounds(random.uniform(0.5, 0.9)),
-        }
-        for seed, name, combine, reading, heads in ways
-    ]
-    pd.DataFrame(readouts).to_csv(folder / "readouts.csv", index=False)
-    heads = [
-        {"system": name, "metric": "pointing", "kind": "head", "name": f"layers.{layer}", "layer": layer, "head": head}
-        | bounds(random.uniform(0.1, 0.9))
-        for name, layer, head in product(TWINS, range(4), range(8))
-    ]
-    pd.DataFrame(heads).to_csv(folder / "comparison-heads.csv", index=False)
     for over, values in (("timestep", script.TIMESTEPS), ("draw", range(script.DRAWS))):
         series = pd.DataFrame([row | {"at": value} for value in values for row in comparison(script, value, 100)])
         series[series["kind"].isin(["reading", "difference"])].assign(over=over).to_csv(
             folder / f"comparison-{over}s.csv", index=False
         )
     return folder
-
-
-def test_two_runs_draw_the_same_bytes(script: ModuleType, home: Path, tmp_path: Path) -> None:
-    first, again = (
-        [path.read_bytes() for path in script.draw(home, tmp_path / name, tables=home)] for name in ("a", "b")
-    )
-    assert first == again
 
 
 def marks(ax: Any) -> list[float]:
@@ -118,7 +86,7 @@ def test_numbers_drawn_are_numbers_stored(script: ModuleType, home: Path) -> Non
 
     table = pd.read_csv(home / "comparison.csv")
     seeds = read_shipped(script.SYSTEMS, home)
-    figure, axes = plt.subplots(1, 3)
+    figure, axes = plt.subplots(1, 2)
     script.draw_readings(axes[0], seeds, "auroc")
     stored = table[(table["kind"] == "reading") & (table["metric"] == "auroc")]
     twins = stored[stored["system"].isin(TWINS)]["value"].tolist()
@@ -131,10 +99,6 @@ def test_numbers_drawn_are_numbers_stored(script: ModuleType, home: Path) -> Non
     # An encoder against a twin stands in the table alone; both encoders are the same from seed to seed.
     expected = [*stored[of_encoders == 0]["value"], stored[of_encoders == 2]["value"].mean()]
     assert sorted(marks(axes[1])) == pytest.approx(sorted(expected))
-    readouts = pd.read_csv(home / "readouts.csv")
-    part = readouts[readouts["system"] == "lab/difflmm"]
-    script.draw_readouts(axes[2], part, "lab/difflmm")
-    assert sorted(marks(axes[2])) == pytest.approx(sorted(part["value"]))
     plt.close(figure)
 
 
@@ -142,7 +106,7 @@ def test_few_scenes_can_be_measured_again(script: ModuleType, tmp_path: Path, mo
     monkeypatch.setattr(script, "SYSTEMS", ("lab/clip", "lab/diffusion"))
     monkeypatch.setattr(script, "TWINS", {"lab/clip": "stands in for a twin"})
     script.measure(tmp_path, scenes=2, draws=2, timesteps=(100, 500))
-    for name in ("heads", "timesteps", "draws"):
+    for name in ("timesteps", "draws"):
         assert len(pd.read_csv(tmp_path / f"comparison-{name}.csv"))
 
 

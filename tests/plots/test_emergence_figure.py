@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pandas as pd
 
-SCRIPT = Path(__file__).parents[2] / "figures" / "emergence.py"
+from tests.plots.scripts import DATA, load_script
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("emergence_figure", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_two_runs_draw_the_same_bytes_and_the_note_says_what_the_table_says(tmp_path):
-    script = load_script()
-    first = [path.read_bytes() for path in script.draw(out=tmp_path / "first")]
-    assert first == [path.read_bytes() for path in script.draw(out=tmp_path / "again")]
-    order = pd.read_csv(script.DATA / "emergence-order.csv")
+def test_the_caption_says_what_the_tables_say() -> None:
+    order, noise = (pd.read_csv(DATA / name) for name in ("emergence-order.csv", "encoders-timesteps.csv"))
     row = order[(order["score"] == "minus_mean") & (order["loss"] == "caption_loss") & (order["share"] == 0.5)].iloc[0]
-    said = script.note({"model": "lab/llava", "scenes": 500}, order)
+    said = load_script("emergence").caption(DATA)
     assert f"50% of its way {row['lag']:.0f} [{row['lag_low']:.0f}, {row['lag_high']:.0f}] steps" in said
+    assert f"({noise['images'][0]} scenes, {noise['phrases'][0]} phrases)" in said
+
+
+def test_places_around_a_phrase_are_numbers() -> None:
+    script = load_script("emergence")
+    names = ["3 before", "1 before", "token 1", "last token", "2 after", "layer 0"]
+    assert [script.shortened(one) for one in names] == [
+        "\N{MINUS SIGN}3",
+        "\N{MINUS SIGN}1",
+        "1",
+        "last",
+        "+2",
+        "layer 0",
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,17 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[2] / "figures" / "generation.py"
+from tests.plots.scripts import load_script
 
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generation_figure", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("generation")
 
 
 def test_two_runs_draw_the_same_bytes(script: ModuleType, tmp_path: Path) -> None:
@@ -29,8 +23,8 @@ def test_two_runs_draw_the_same_bytes(script: ModuleType, tmp_path: Path) -> Non
     Image.fromarray(noise).save(tmp_path / "generation.png")
     facts = {"model": "m", "captions": ["a", "b " * 60, "c"], "seeds": [5], "steps": 2, "guidance": 3.0}
     facts["recognised"] = {"captions": 8, "drawn": [0.5, 0.25, 0.75], "scenes": [1.0, 1.0, 1.0]}
-    assert "0.50 [0.25, 0.75]" in script.described(facts["recognised"])
     (tmp_path / "generation.json").write_text(json.dumps(facts))
+    assert "for 0.50 [0.25, 0.75] of 8 such pictures" in script.caption(tmp_path)
     first, again = ([path.read_bytes() for path in script.draw(tmp_path, tmp_path / name)] for name in ("one", "two"))
     assert first == again
     other = noise.copy()
@@ -41,7 +35,7 @@ def test_two_runs_draw_the_same_bytes(script: ModuleType, tmp_path: Path) -> Non
 
 def test_pictures_of_a_row_are_the_scene_and_then_the_seeds(script: ModuleType, tmp_path: Path) -> None:
     script.SCENES, script.SEEDS, script.STEPS, script.RECOGNISED = 2, (4,), 2, 16
-    script.generate(tmp_path)
+    script.measure(tmp_path)
     kept = json.loads((tmp_path / "generation.json").read_text())
     grid = np.asarray(Image.open(tmp_path / "generation.png"))
     assert grid.shape == (2 * 64, 2 * 64, 3)

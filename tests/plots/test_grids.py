@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 import probe.plots
 from probe.errors import InputError
-from probe.plots.grids import _text_colour
+from probe.plots.grids import text_colour
 from probe.plots.tables import layer_numbers
 from tests.plots.scores import Scores, make_frame, path
 from tests.records import make_record
@@ -156,4 +156,4 @@ def test_layers_are_numbered_as_in_the_model() -> None:
 def test_text_stands_out_from_its_cell(colour: str, text: str) -> None:
     from matplotlib.colors import to_rgba
 
-    assert _text_colour(to_rgba(colour)) == text
+    assert text_colour(to_rgba(colour)) == text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -12,17 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "figures" / "protocols.py"
+from tests.plots.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("protocols_figure", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("protocols")
 
 
 @pytest.fixture
@@ -53,17 +47,18 @@ def test_what_is_drawn_is_what_the_table_says(script: ModuleType, table: pd.Data
     part = table[(table["model"] == model) & (table["protocol"] == "gcg") & (table["refiner"] == "lab/sam")]
     _, ax = plt.subplots()
     script.draw_matchings(ax, table, model)
-    for marker, control in (("o", ""), ("x", "shuffled"), ("^", "oracle masks")):
+    for marker, control in (("s", ""), ("x", "shuffled"), ("^", "oracle masks")):
         rows = part[part["control"] == control].set_index("measure")["value"]
         assert points(ax, marker) == [rows[one] for one in script.MATCHINGS]
     _, ax = plt.subplots()
     script.draw_refiners(ax, table, "png")
     rows = table[(table["protocol"] == "png") & (table["control"] == "")].set_index(["model", "refiner"])["value"]
-    assert points(ax, "o") == [rows[model, refiner] for model in script.MODELS for refiner in script.REFINERS]
+    for model, marker in script.MARKERS.items():
+        assert points(ax, marker) == [rows[model, refiner] for refiner in script.REFINERS]
 
 
 def test_it_is_drawn_and_says_how_many(script: ModuleType, table: pd.DataFrame, tmp_path: Path) -> None:
     table.to_csv(tmp_path / "protocols.csv", index=False)
     for path in script.draw(tmp_path, tmp_path / "figure"):
         assert path.stat().st_size > 5000
-    assert "12 scenes with 34 phrases" in script.note(table)
+    assert "12 scenes with 34 phrases" in script.caption(tmp_path)

@@ -67,12 +67,25 @@ STRANGE = (
     {"size": [4, 6], "counts": [24]}, {"size": [2**40, 2**40], "counts": [2**80]}, {"size": [6, 4], "counts": [0, 24]},
 )  # fmt: skip
 #: What is put in the place of a table, or of a part of one.
-BYTES = (b"", b"\xff\xfe", b"{", b"[" * 100_000, b'{"a": NaN}', b"\x00", b"\xef\xbb\xbf[]", b"1" * 5000, b'"\\ud800"', b'"')
+BYTES = (
+    b"",
+    b"\xff\xfe",
+    b"{",
+    b"[" * 100_000,
+    b'{"a": NaN}',
+    b"\x00",
+    b"\xef\xbb\xbf[]",
+    b"1" * 5000,
+    b'"\\ud800"',
+    b'"',
+)
 
 
 def places(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place in a JSON value, as the keys that lead there."""
-    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    inner = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
     return [before, *(place for key, one in inner for place in places(one, (*before, key)))]
 
 
@@ -193,7 +206,11 @@ def test_run_lengths(line, full, tmp_path):
         inside = [number % 2 for number, count in enumerate(counts) for _ in range(max(count, 0))]
         fills = min(counts) >= 0 and len(inside) == 24 and any(inside)
         mask = [[bool(inside[row + 4 * col]) for col in range(6)] for row in range(4)] if fills else None
-        ok = one.value == mask if fills else isinstance(one.value, str) and ("annotation 10" in one.value or "position 0" in one.value)
+        ok = (
+            one.value == mask
+            if fills
+            else isinstance(one.value, str) and ("annotation 10" in one.value or "position 0" in one.value)
+        )
         read_right.trial(ok, silent=isinstance(one.value, list), what=f"{counts}: {one}")
     read_right.settle()
 
@@ -224,7 +241,11 @@ def test_plain_folders(line, full, tmp_path):
     number = 500 if full else 60
     damaged = line("R21", target=TARGET, least=number)
     folder = tmp_path / "data"
-    files = {"masks/five/dog.png": DOG, "masks/five/red sky.png": np.where(SKY, 255, 0).astype(np.uint8), "five.txt": "dog, red sky"}
+    files = {
+        "masks/five/dog.png": DOG,
+        "masks/five/red sky.png": np.where(SKY, 255, 0).astype(np.uint8),
+        "five.txt": "dog, red sky",
+    }
 
     def action(seed):
         dice = np.random.default_rng([211, seed])
