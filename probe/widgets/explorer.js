@@ -3,7 +3,6 @@
 
 const VERSION = 1;
 const MISSING = 255; // stands for a patch without a value
-const FINEST = 254; // levels of a map that nothing had to be saved on
 const MOST_PANELS = 8;
 const KEPT_SHEETS = 12; // of about two megabytes each at 32 layers x 32 heads
 const PLAY_MS = 400;
@@ -70,20 +69,21 @@ function share(value) {
 
 const cells = (grid) => grid.rows.length * grid.cols.length;
 
-// Maps of so many patches each, from their scales and then their whole numbers; or, without levels, exact ones.
-function unpack(bytes, offset, counts, levels) {
-  if (levels === null) return unpackExact(bytes, offset, counts);
+// Maps of so many patches each: scales, levels, the commonest number of each, and numbers counted from there; or exact ones.
+function unpack(bytes, offset, counts, exact) {
+  if (exact) return unpackExact(bytes, offset, counts);
   const scales = new Float32Array(bytes.slice(offset, offset + counts.length * 8).buffer);
-  let at = offset + counts.length * 8;
+  const levels = bytes.subarray(offset + counts.length * 8);
+  const commonest = levels.subarray(counts.length);
+  let at = offset + counts.length * 10;
   const errors = [];
+  const values = new Float32Array(256).fill(NaN);
   const maps = counts.map((count, index) => {
     const low = scales[2 * index];
-    const step = (scales[2 * index + 1] - low) / levels;
+    const step = (scales[2 * index + 1] - low) / levels[index];
+    for (let whole = 0; whole < MISSING; whole += 1) values[whole] = low + ((whole + commonest[index]) % MISSING) * step;
     const map = new Float32Array(count);
-    for (let i = 0; i < count; i += 1) {
-      const whole = bytes[at + i];
-      map[i] = whole === MISSING ? NaN : low + whole * step;
-    }
+    for (let i = 0; i < count; i += 1) map[i] = values[bytes[at + i]];
     at += count;
     errors.push(step / 2);
     return map;
@@ -98,17 +98,17 @@ function unpackExact(bytes, offset, counts) {
   return { maps, errors: counts.map(() => 0) };
 }
 
-function readMeans(bytes, view, levels) {
+function readMeans(bytes, view, exact) {
   const count = cells(view.grids[view.overall]);
   const overall = new Float32Array(bytes.slice(0, 4 * count).buffer);
   const counts = view.layers.map((one) => cells(view.grids[one.grid]));
-  const { maps, errors } = unpack(bytes, 4 * count, counts, levels);
+  const { maps, errors } = unpack(bytes, 4 * count, counts, exact);
   return { overall, means: maps, meanErrors: errors };
 }
 
-function readHeads(bytes, view, levels) {
+function readHeads(bytes, view, exact) {
   const counts = view.layers.flatMap((one) => one.heads.map(() => cells(view.grids[one.grid])));
-  const { maps, errors } = unpack(bytes, 0, counts, levels);
+  const { maps, errors } = unpack(bytes, 0, counts, exact);
   let at = 0;
   const heads = [];
   const headErrors = [];
@@ -198,9 +198,9 @@ class PageSource {
     return this.tokens.get(place, async () => {
       const shape = this.contents.records[record].views[view];
       const [means, heads] = await Promise.all([this.block(`means-${place}`), this.block(`heads-${place}`)]);
-      const { exact, levels } = this.contents.kept;
+      const { exact } = this.contents.kept;
       const missing = { heads: null, headErrors: null };
-      return { ...readMeans(means, shape, exact ? null : FINEST), ...(heads ? readHeads(heads, shape, levels) : missing) };
+      return { ...readMeans(means, shape, exact), ...(heads ? readHeads(heads, shape, exact) : missing) };
     });
   }
 
@@ -289,7 +289,7 @@ class KernelSource {
     return this.sheets.get([record, view, timestep, tokens.join("+"), reading].join("|"), async () => {
       const { bytes } = await this.ask("sheet", { record, view, timestep, tokens, reading });
       const shape = this.contents.records[record].views[view];
-      return { ...readMeans(bytes[0], shape, null), ...readHeads(bytes[1], shape, FINEST) };
+      return { ...readMeans(bytes[0], shape, true), ...readHeads(bytes[1], shape, false) };
     });
   }
 
@@ -638,7 +638,8 @@ class HeadGrid {
     const room = (width - this.left - 8) / this.columns - this.gap;
     // Wide cells of few layers would fill the screen, and of many be too small to see.
     const shape = clamp(wide / tall, 0.5, 2);
-    this.cellWidth = clamp(room, 18, 92 * Math.sqrt(shape));
+    const high = ((0.78 * window.innerHeight - this.top - 20) / this.view.layers.length - this.gap) * shape;
+    this.cellWidth = clamp(Math.min(room, Math.max(high, 30)), 16, 110 * Math.sqrt(shape));
     this.cellHeight = clamp(this.cellWidth / shape, 10, 140);
     this.meanGap = 6; // between the layer's mean and its heads
   }
@@ -1252,7 +1253,7 @@ export class Explorer {
     if (!sheet) return [null, "This record's text does not say these words."];
     const { layer, head } = selection;
     const grid = view.grids[layer === null ? view.overall : view.layers[layer].grid];
-    if (selection.reading === "minus mean" && selection.tokens.length === record.tokens.length && record.readings.length > 1) {
+    if (selection.reading === "minus mean" && record.whole && selection.tokens.length === record.tokens.length) {
       return [null, "All tokens of the text: their mean minus itself is zero everywhere. Choose some words."];
     }
     if (layer === null) return [{ values: sheet.overall, grid, error: 0 }, null];
@@ -1350,7 +1351,7 @@ export class Explorer {
     }
     this.barNumbers.replaceChildren(...[low, (low + high) / 2, high].map((one) => element("span", "", String(Number(one.toPrecision(3))))));
     const { reading } = this.state;
-    const minus = reading === "minus mean" ? ` minus its mean over all ${record.tokens.length} tokens (Eq. 3)` : "";
+    const minus = reading === "minus mean" ? " minus its mean over all tokens of the text (Eq. 3)" : "";
     const below = record.signed ? "" : "; below zero not drawn";
     const notes = [`${record.label_of_values}${minus}${below}`];
     if (this.panels.length > 1) {
