@@ -5,6 +5,7 @@ const VERSION = 1;
 const MISSING = 255; // stands for a patch without a value
 const MOST_PANELS = 8;
 const KEPT_SHEETS = 12; // of about two megabytes each at 32 layers x 32 heads
+const KEPT_BYTES = 60e6; // of unpacked words of a page
 const PLAY_MS = 400;
 const PANEL_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]; // Okabe and Ito
 const KEYS = [
@@ -38,6 +39,7 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const sameList = (one, other) => one.length === other.length && one.every((each, i) => each === other[i]);
 
 function bytesOf(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
   const letters = atob(text);
   const bytes = new Uint8Array(letters.length);
   for (let i = 0; i < letters.length; i += 1) bytes[i] = letters.charCodeAt(i);
@@ -77,16 +79,19 @@ function unpack(bytes, offset, counts, exact) {
   const commonest = levels.subarray(counts.length);
   let at = offset + counts.length * 10;
   const errors = [];
-  const values = new Float32Array(256).fill(NaN);
+  const all = new Float32Array(counts.reduce((sum, count) => sum + count, 0));
+  let to = 0;
   const maps = counts.map((count, index) => {
     const low = scales[2 * index];
     const step = (scales[2 * index + 1] - low) / levels[index];
-    for (let whole = 0; whole < MISSING; whole += 1) values[whole] = low + ((whole + commonest[index]) % MISSING) * step;
-    const map = new Float32Array(count);
-    for (let i = 0; i < count; i += 1) map[i] = values[bytes[at + i]];
+    const start = commonest[index];
+    for (let i = 0; i < count; i += 1) {
+      const moved = bytes[at + i] + start;
+      all[to + i] = bytes[at + i] === MISSING ? NaN : low + (moved >= MISSING ? moved - MISSING : moved) * step;
+    }
     at += count;
     errors.push(step / 2);
-    return map;
+    return all.subarray(to, (to += count));
   });
   return { maps, errors };
 }
@@ -172,7 +177,9 @@ class PageSource {
   constructor(contents, page) {
     this.contents = contents;
     this.page = page;
-    this.tokens = new Cache(24);
+    this.blocks = new Map();
+    this.unpacked = 0; // bytes of blocks that are kept
+    this.tokens = new Cache(KEPT_SHEETS);
     this.sheets = new Cache(KEPT_SHEETS);
     this.numbers = new Cache(400);
   }
@@ -204,9 +211,29 @@ class PageSource {
     });
   }
 
-  async block(name) {
+  block(name) {
+    const known = this.blocks.get(name);
+    if (known) return known;
     const found = this.page.getElementById(name);
-    return found ? inflate(bytesOf(found.textContent)) : null;
+    if (!found) return Promise.resolve(null);
+    const made = inflate(bytesOf(found.textContent));
+    if (this.unpacked < KEPT_BYTES) {
+      this.blocks.set(name, made);
+      made.then((bytes) => (this.unpacked += bytes.length), () => this.blocks.delete(name));
+    }
+    return made;
+  }
+
+  // While nobody waits, the words that may be clicked next are unpacked.
+  prepare({ record, view, timestep }) {
+    const tokens = this.contents.records[record].tokens.map((_, token) => token);
+    const names = [...tokens, "mean"].flatMap((token) => ["means", "heads"].map((kind) => [kind, record, view, timestep ?? "mean", token].join("-")));
+    const wait = window.requestIdleCallback ?? ((work) => setTimeout(work, 50));
+    const next = () => {
+      const name = names.shift();
+      if (name && this.unpacked < KEPT_BYTES) this.block(name).then(() => wait(next), () => {});
+    };
+    wait(next);
   }
 
   exact() {
@@ -331,17 +358,15 @@ function css(table, index) {
 }
 
 // Largest value, and with signed maps the largest distance from zero, of the patches that show some of the image.
-function extreme(maps, signed) {
+function extreme({ values, grid }, signed) {
   let most = 0;
-  for (const { values, grid } of maps) {
-    for (let row = 0; row < grid.rows.length; row += 1) {
-      if (!grid.rows[row][2]) continue;
-      for (let col = 0; col < grid.cols.length; col += 1) {
-        if (!grid.cols[col][2]) continue;
-        const value = values[row * grid.cols.length + col];
-        const size = signed ? Math.abs(value) : value;
-        if (size > most) most = size;
-      }
+  const cols = grid.cols.length;
+  for (let row = 0; row < grid.rows.length; row += 1) {
+    if (!grid.rows[row][2]) continue;
+    for (let col = 0; col < cols; col += 1) {
+      const value = values[row * cols + col];
+      const size = signed && value < 0 ? -value : value;
+      if (size > most && grid.cols[col][2]) most = size;
     }
   }
   return most;
@@ -542,7 +567,7 @@ class Panel {
     const { values, grid, error } = this.data;
     const cell = this.cell();
     if (!at) {
-      replaceText(this.readout, `${grid.rows.length} × ${grid.cols.length} patches; largest ${number(extreme([this.data], false), error)}`);
+      replaceText(this.readout, `${grid.rows.length} × ${grid.cols.length} patches; largest ${number(extreme(this.data, false), error)}`);
     } else if (!cell) {
       replaceText(this.readout, "no patch: cropped away, unseen by the model");
     } else {
@@ -615,15 +640,17 @@ class HeadGrid {
     this.record = record;
     this.view = record.views[selection.view];
     this.sheet = sheet;
+    this.scale = this.explorer.state.gridScale;
     this.rows.clear();
   }
 
+  // One scale for all maps ends where a tenth of them go beyond it: a single head of great weight would leave the others blank.
   limits() {
-    const { state } = this.explorer;
-    if (!this.sheet || state.gridScale === "own") return null;
-    const maps = this.view.layers.flatMap((layer, i) => (this.sheet.heads ? this.sheet.heads[i] : [this.sheet.means[i]]).map(
-      (values) => ({ values, grid: this.view.grids[layer.grid] })));
-    return limitsOf(extreme(maps, this.record.signed), this.record.signed);
+    if (!this.sheet || this.explorer.state.gridScale === "own") return null;
+    const tops = this.view.layers.flatMap((layer, i) => (this.sheet.heads ? this.sheet.heads[i] : [this.sheet.means[i]]).map(
+      (values) => extreme({ values, grid: this.view.grids[layer.grid] }, this.record.signed)));
+    tops.sort((one, other) => one - other);
+    return limitsOf(tops[Math.ceil(0.9 * tops.length) - 1], this.record.signed);
   }
 
   // Sizes in pixels of the page: a cell has the shape of the image, as large as fits.
@@ -671,24 +698,24 @@ class HeadGrid {
     context.setTransform(density, 0, 0, density, 0, 0);
     context.clearRect(0, 0, width, height);
     const dark = isDark(this.root);
-    const key = `${dark} ${this.explorer.state.gridScale}`;
-    if (key !== this.key) this.rows.clear();
-    this.key = key;
+    if (dark !== this.dark) this.rows.clear();
+    this.dark = dark;
     if (!this.rows.size) this.shared = this.limits();
     const [scrollX, scrollY] = [this.root.scrollLeft, this.root.scrollTop];
     const colour = getComputedStyle(this.root);
+    const ground = colour.getPropertyValue("--ground");
     context.font = "10px system-ui, sans-serif";
-    context.fillStyle = colour.getPropertyValue("--quiet");
     this.drawn = 0;
     const first = Math.max(0, Math.floor((scrollY - this.top) / (this.cellHeight + this.gap)));
     for (let layer = first; layer < this.view.layers.length && this.y(layer) < scrollY + height; layer += 1) {
-      this.drawRow(context, layer, scrollX, scrollY, width, dark, colour);
+      this.drawRow(context, layer, scrollX, scrollY, width, dark, ground);
     }
     this.names(context, scrollX, scrollY, width, colour);
     this.mark();
+    this.say(null);
   }
 
-  drawRow(context, layer, scrollX, scrollY, width, dark, colour) {
+  drawRow(context, layer, scrollX, scrollY, width, dark, ground) {
     if (!this.sheet) return;
     const one = this.view.layers[layer];
     const grid = this.view.grids[one.grid];
@@ -696,12 +723,12 @@ class HeadGrid {
     const count = 1 + (this.sheet.heads ? one.heads.length : 0);
     const place = placeOf(grid, this.view.size);
     const y = this.y(layer) - scrollY;
+    context.fillStyle = ground;
     // Fewer pixels than patches are averaged, and more show each patch as it is.
     context.imageSmoothingEnabled = this.cellWidth * (window.devicePixelRatio || 1) < grid.cols.length;
     for (let column = 0; column < count; column += 1) {
       const x = this.x(column) - scrollX;
       if (x + this.cellWidth < this.left || x > width) continue;
-      context.fillStyle = colour.getPropertyValue("--ground");
       context.fillRect(x, y, this.cellWidth, this.cellHeight);
       context.drawImage(
         atlas, column * grid.cols.length + place.from[1], place.from[0], place.size[1], place.size[0],
@@ -726,14 +753,15 @@ class HeadGrid {
     const { signed } = this.record;
     const table = this.explorer.colours.table(dark, signed);
     maps.forEach((values, index) => {
-      const limits = this.shared ?? limitsOf(extreme([{ values, grid }], signed), signed);
+      const limits = this.shared ?? limitsOf(extreme({ values, grid }, signed), signed);
       const [low, high] = limits;
       const factor = 255 / (high - low);
       for (let row = 0; row < rows; row += 1) {
         for (let col = 0; col < cols; col += 1) {
           const value = values[row * cols + col];
           if (!(value >= low) && !signed) continue;
-          const place = Math.round((value - low) * factor);
+          if (value !== value) continue;
+          const place = ((value - low) * factor + 0.5) | 0;
           words[row * canvas.width + index * cols + col] = table[place > 255 ? 255 : place < 0 ? 0 : place];
         }
       }
@@ -812,7 +840,9 @@ class HeadGrid {
 
   say(found) {
     if (!found || !this.sheet) {
-      replaceText(this.readout, "Click a map to see it large, shift-click to compare.");
+      const own = "each map from zero to its largest value";
+      const scale = !this.shared ? own : `${number(this.shared[0])} to ${number(this.shared[1])}, a tenth of the maps go beyond and are drawn as the end`;
+      replaceText(this.readout, `Click a map to see it large, shift-click to compare. Colours: ${scale}.`);
       return;
     }
     const layer = this.view.layers[found.layer];
@@ -821,7 +851,7 @@ class HeadGrid {
     const values = one ? this.sheet.means[found.layer] : this.sheet.heads[found.layer][found.head];
     const error = one ? this.sheet.meanErrors[found.layer] : this.sheet.headErrors[found.layer][found.head];
     const what = one ? `mean over ${layer.heads.length} heads` : `head ${headName(layer.heads[found.head])}`;
-    replaceText(this.readout, `layer ${found.layer}, ${what}: largest ${number(extreme([{ values, grid }], false), error)} (${layer.name})`);
+    replaceText(this.readout, `layer ${found.layer}, ${what}: largest ${number(extreme({ values, grid }, false), error)} (${layer.name})`);
   }
 }
 
@@ -1230,17 +1260,20 @@ export class Explorer {
       this.fitPanels(overrides);
       selections.forEach((one, i) => this.panels[i].show(one, ...this.mapOf(one, sheets[i])));
       this.sheets = sheets;
-      if (this.grid.sheet !== sheets[0] || this.grid.view !== this.viewOf(selections[0])) this.grid.show(selections[0], sheets[0]);
+      const { grid } = this;
+      const other = sheets[0] !== grid.sheet || this.viewOf(selections[0]) !== grid.view || this.state.gridScale !== grid.scale;
+      if (other) this.grid.show(selections[0], sheets[0]);
       this.grid.selection = selections[0];
       this.showText();
       this.showControls();
       this.showFacts();
-      this.redraw();
+      this.redraw({ grid: other });
       this.grid.reveal(this.state.layer);
       this.say(this.notice ?? "");
       this.notice = "";
       if (this.firstPaint === undefined) this.firstPaint = performance.now();
       await this.refine(selections, ticket);
+      if (ticket === this.ticket) this.source.prepare?.(selections[0]);
     } catch (error) {
       if (ticket === this.ticket) this.say(error.message);
     }
@@ -1308,7 +1341,7 @@ export class Explorer {
     const groups = new Map();
     this.panels.forEach((panel, i) => {
       const { signed } = this.contents.records[panel.selection.record];
-      const most = panel.data ? extreme(this.scaleMaps(panel, i), signed) : 0;
+      const most = panel.data ? Math.max(...this.scaleMaps(panel, i).map((map) => extreme(map, signed))) : 0;
       groups.set(kind(panel), Math.max(groups.get(kind(panel)) ?? 0, most));
     });
     this.scales = groups.size;
@@ -1324,7 +1357,7 @@ export class Explorer {
       (values) => ({ values, grid: view.grids[layer.grid] })));
   }
 
-  redraw() {
+  redraw({ grid = true } = {}) {
     if (!this.panels.length || !this.panels[0].selection) return;
     const dark = isDark(this.root);
     this.root.classList.toggle("dark", dark);
@@ -1335,7 +1368,8 @@ export class Explorer {
       panel.draw(limits[i], dark);
       panel.read();
     });
-    this.grid.draw();
+    if (grid) this.grid.draw();
+    else this.grid.mark();
     this.drawBar(limits[0], dark);
     this.painted = (this.painted ?? 0) + 1;
   }
@@ -1464,7 +1498,6 @@ export class Explorer {
     this.besideBox.label.hidden = this.contents.records.length < 2;
     const what = this.sheets[0]?.heads ? "layers (down) × heads (across)" : "layers, mean over heads";
     replaceText(this.gridTitle, `${what} of ${this.panels.length > 1 ? "A" : `“${this.wordsOf(this.state)}”`}`);
-    this.grid.say(null);
   }
 
   options(select, wanted, chosen) {

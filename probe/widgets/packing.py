@@ -13,7 +13,7 @@ from probe.errors import InputError
 from probe.layout import PatchGrid
 from probe.widgets.sheets import Sheet
 
-__all__ = ["FINEST", "MISSING", "choose_levels", "deflate", "exact_heads", "pack_heads", "pack_means", "quantise", "to_text"]
+__all__ = ["FINEST", "MISSING", "choose_levels", "deflate", "exact_heads", "pack_heads", "pack_heads_quickly", "pack_means", "quantise", "to_text"]
 
 #: A patch without a value, where the grid of a mean reaches beyond a layer's own; and so the finest number of steps is one less.
 MISSING, FINEST = 255, 254
@@ -89,26 +89,28 @@ def pack_means(sheet: Sheet, grids: Sequence[PatchGrid], *, exact: bool = False)
     """
     if exact:
         return b"".join(map(_bytes, (sheet.overall, *sheet.means)))
-    every = [np.full(1, FINEST, dtype=np.uint8)] * len(grids)
-    return _bytes(sheet.overall) + _packed([one[None] for one in sheet.means], grids, every)
+    finest = [np.full(1, FINEST, dtype=np.uint8)] * len(grids)
+    return _bytes(sheet.overall) + _packed([one[None] for one in sheet.means], grids, finest)
 
 
-def pack_heads(sheet: Sheet, grids: Sequence[PatchGrid], levels: Sequence[Whole] | None = None) -> bytes:
-    """The maps of all heads, layer by layer.
+def pack_heads(sheet: Sheet, grids: Sequence[PatchGrid], levels: Sequence[Whole]) -> bytes:
+    """The maps of all heads, layer by layer, in so many levels for each head."""
+    return _packed(sheet.heads, grids, levels)
 
-    Parameters
-    ----------
-    levels : for each layer those of its heads; by default the finest.
-    """
-    return _packed(sheet.heads, grids, levels or [np.full(len(one), FINEST, dtype=np.uint8) for one in sheet.heads])
+
+def pack_heads_quickly(sheet: Sheet, grids: Sequence[PatchGrid]) -> bytes:
+    """The same in the finest levels, for bytes that nobody shortens."""
+    return _packed(sheet.heads, grids, [np.full(len(one), FINEST, dtype=np.uint8) for one in sheet.heads], counted=False)
 
 
 def exact_heads(sheet: Sheet) -> bytes:
-    """The same in float32."""
+    """The maps of all heads, layer by layer, in float32."""
     return b"".join(map(_bytes, sheet.heads))
 
 
-def _packed(maps: Sequence[Maps], grids: Sequence[PatchGrid], levels: Sequence[Whole]) -> bytes:
+def _packed(
+    maps: Sequence[Maps], grids: Sequence[PatchGrid], levels: Sequence[Whole], *, counted: bool = True
+) -> bytes:
     """Of all maps in their order: scales (float32, lowest and highest), levels, the number that most patches have, and the numbers of
     the patches counted from there. Little-endian.
 
@@ -116,14 +118,18 @@ def _packed(maps: Sequence[Maps], grids: Sequence[PatchGrid], levels: Sequence[W
     what they take.
     """
     parts = [quantise(*one[:2], levels=one[2]) for one in zip(maps, grids, levels, strict=True)]
-    commonest = [_histogram(whole)[:, :MISSING].argmax(1).astype(np.uint8) for whole, _ in parts]
-    counted = [
-        np.where(whole == MISSING, MISSING, (whole.astype(np.int16) - most[:, None, None]) % MISSING).astype(np.uint8)
-        for (whole, _), most in zip(parts, commonest, strict=True)
-    ]
-    return b"".join(
-        [*(_bytes(scales) for _, scales in parts), *(one.tobytes() for some in (levels, commonest, counted) for one in some)]
-    )
+    commonest = [np.zeros(len(one), dtype=np.uint8) for one in levels]
+    numbers = [whole for whole, _ in parts]
+    if counted:
+        commonest = [_histogram(whole)[:, :MISSING].argmax(1).astype(np.uint8) for whole in numbers]
+        numbers = [_counted_from(*one) for one in zip(numbers, commonest, strict=True)]
+    scales = [one for _, one in parts]
+    return b"".join([*map(_bytes, scales), *(one.tobytes() for some in (levels, commonest, numbers) for one in some)])
+
+
+def _counted_from(whole: Whole, start: Whole) -> Whole:
+    moved = (whole.astype(np.int16) - start[:, None, None]) % MISSING
+    return np.where(whole == MISSING, MISSING, moved).astype(np.uint8)
 
 
 def _bytes(values: Maps) -> bytes:
