@@ -644,13 +644,24 @@ class HeadGrid {
     this.rows.clear();
   }
 
-  // One scale for all maps ends where a tenth of them go beyond it: a single head of great weight would leave the others blank.
+  // One scale for all maps ends where one patch in 200 goes beyond it: a single patch of great weight would leave all else blank.
   limits() {
     if (!this.sheet || this.explorer.state.gridScale === "own") return null;
-    const tops = this.view.layers.flatMap((layer, i) => (this.sheet.heads ? this.sheet.heads[i] : [this.sheet.means[i]]).map(
-      (values) => extreme({ values, grid: this.view.grids[layer.grid] }, this.record.signed)));
-    tops.sort((one, other) => one - other);
-    return limitsOf(tops[Math.ceil(0.9 * tops.length) - 1], this.record.signed);
+    const { signed } = this.record;
+    const total = this.view.layers.reduce((sum, one) => sum + one.heads.length * cells(this.view.grids[one.grid]), 0);
+    const every = Math.ceil(total / 20000); // of very many patches some tell enough
+    const sizes = [];
+    this.view.layers.forEach((layer, i) => {
+      const { rows, cols } = this.view.grids[layer.grid];
+      for (const values of this.sheet.heads ? this.sheet.heads[i] : [this.sheet.means[i]]) {
+        for (let at = i % every; at < values.length; at += every) {
+          const value = signed ? Math.abs(values[at]) : values[at];
+          if (value === value && rows[Math.floor(at / cols.length)][2] && cols[at % cols.length][2]) sizes.push(value);
+        }
+      }
+    });
+    const sorted = Float32Array.from(sizes).sort();
+    return limitsOf(sorted[Math.floor(0.995 * (sorted.length - 1))] ?? 0, signed);
   }
 
   // Sizes in pixels of the page: a cell has the shape of the image, as large as fits.
@@ -753,16 +764,14 @@ class HeadGrid {
     const { signed } = this.record;
     const table = this.explorer.colours.table(dark, signed);
     maps.forEach((values, index) => {
-      const limits = this.shared ?? limitsOf(extreme({ values, grid }, signed), signed);
-      const [low, high] = limits;
+      const [low, high] = this.shared ?? limitsOf(extreme({ values, grid }, signed), signed);
       const factor = 255 / (high - low);
-      for (let row = 0; row < rows; row += 1) {
-        for (let col = 0; col < cols; col += 1) {
-          const value = values[row * cols + col];
-          if (!(value >= low) && !signed) continue;
-          if (value !== value) continue;
-          const place = ((value - low) * factor + 0.5) | 0;
-          words[row * canvas.width + index * cols + col] = table[place > 255 ? 255 : place < 0 ? 0 : place];
+      for (let row = 0, at = 0; row < rows; row += 1) {
+        for (let col = 0, to = row * canvas.width + index * cols; col < cols; col += 1, at += 1, to += 1) {
+          const place = (values[at] - low) * factor + 0.5;
+          if (place >= 255) words[to] = table[255];
+          else if (place >= 0.5) words[to] = table[place | 0];
+          else if (signed && place < 0.5) words[to] = table[0]; // below a scale that begins at zero, and without a value: nothing
         }
       }
     });
@@ -840,9 +849,8 @@ class HeadGrid {
 
   say(found) {
     if (!found || !this.sheet) {
-      const own = "each map from zero to its largest value";
-      const scale = !this.shared ? own : `${number(this.shared[0])} to ${number(this.shared[1])}, a tenth of the maps go beyond and are drawn as the end`;
-      replaceText(this.readout, `Click a map to see it large, shift-click to compare. Colours: ${scale}.`);
+      const scale = this.shared ? "One patch in 200 goes beyond the scale and is drawn as its end." : "Colours tell shapes here, not sizes.";
+      replaceText(this.readout, `Click a map to see it large, shift-click to compare. ${scale}`);
       return;
     }
     const layer = this.view.layers[found.layer];
@@ -934,7 +942,8 @@ export class Explorer {
     const above = element("div", "grid-head");
     this.gridTitle = element("span", "small-heading");
     this.gridScale = this.choice([["shared", "one scale for all"], ["own", "each map its own scale"]], "gridScale");
-    above.append(this.gridTitle, this.gridScale);
+    this.gridBar = element("span", "mini");
+    above.append(this.gridTitle, this.gridBar, this.gridScale);
     right.append(above, this.grid.root, this.grid.readout);
     main.append(left, right);
     this.facts = element("dl", "facts");
@@ -1368,21 +1377,33 @@ export class Explorer {
       panel.draw(limits[i], dark);
       panel.read();
     });
-    if (grid) this.grid.draw();
-    else this.grid.mark();
+    if (grid) {
+      this.grid.draw();
+      this.drawGridBar(dark);
+    } else this.grid.mark();
     this.drawBar(limits[0], dark);
     this.painted = (this.painted ?? 0) + 1;
   }
 
+  // The colours of a scale from left to right.
+  gradient(canvas, table) {
+    [canvas.width, canvas.height] = [256, 1];
+    const pixels = new ImageData(256, 1);
+    new Uint32Array(pixels.data.buffer).set(table);
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+    return canvas;
+  }
+
+  drawGridBar(dark) {
+    const { shared, record } = this.grid;
+    const [low, high] = shared ? shared.map((one) => number(one)) : [record.signed ? "−largest" : "0", "largest"];
+    const canvas = this.gradient(element("canvas"), this.colours.table(dark, record.signed));
+    this.gridBar.replaceChildren(element("span", "", low), canvas, element("span", "", high));
+  }
+
   drawBar([low, high], dark) {
     const record = this.contents.records[this.state.record];
-    const table = this.colours.table(dark, record.signed);
-    const context = this.barCanvas.getContext("2d");
-    [this.barCanvas.width, this.barCanvas.height] = [256, 1];
-    for (let i = 0; i < 256; i += 1) {
-      context.fillStyle = css(table, i);
-      context.fillRect(i, 0, 1, 1);
-    }
+    this.gradient(this.barCanvas, this.colours.table(dark, record.signed));
     this.barNumbers.replaceChildren(...[low, (low + high) / 2, high].map((one) => element("span", "", String(Number(one.toPrecision(3))))));
     const { reading } = this.state;
     const minus = reading === "minus mean" ? " minus its mean over all tokens of the text (Eq. 3)" : "";

@@ -13,7 +13,18 @@ from probe.errors import InputError
 from probe.layout import PatchGrid
 from probe.widgets.sheets import Sheet
 
-__all__ = ["FINEST", "MISSING", "choose_levels", "deflate", "exact_heads", "pack_heads", "pack_heads_quickly", "pack_means", "quantise", "to_text"]
+__all__ = [
+    "FINEST",
+    "MISSING",
+    "choose_levels",
+    "deflate",
+    "exact_heads",
+    "pack_heads",
+    "pack_heads_quickly",
+    "pack_means",
+    "quantise",
+    "to_text",
+]
 
 #: A patch without a value, where the grid of a mean reaches beyond a layer's own; and so the finest number of steps is one less.
 MISSING, FINEST = 255, 254
@@ -100,7 +111,9 @@ def pack_heads(sheet: Sheet, grids: Sequence[PatchGrid], levels: Sequence[Whole]
 
 def pack_heads_quickly(sheet: Sheet, grids: Sequence[PatchGrid]) -> bytes:
     """The same in the finest levels, for bytes that nobody shortens."""
-    return _packed(sheet.heads, grids, [np.full(len(one), FINEST, dtype=np.uint8) for one in sheet.heads], counted=False)
+    return _packed(
+        sheet.heads, grids, [np.full(len(one), FINEST, dtype=np.uint8) for one in sheet.heads], counted=False
+    )
 
 
 def exact_heads(sheet: Sheet) -> bytes:

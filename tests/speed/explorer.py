@@ -158,8 +158,15 @@ def main() -> None:
             file = Path(folder) / "view.html"
             start = time.perf_counter()
             page = write_html(record, file, image=photograph())
-            numbers: dict[str, Any] = {"html_mb": round(page.megabytes, 2), "write_s": round(time.perf_counter() - start, 1)}
-            numbers |= measure(file) | {"fewest_levels": page.kept.fewest, "median_levels": page.kept.median, "kernel_ms": round(kernel_ms(record), 1)}
+            numbers: dict[str, Any] = {
+                "html_mb": round(page.megabytes, 2),
+                "write_s": round(time.perf_counter() - start, 1),
+            }
+            numbers |= measure(file) | {
+                "fewest_levels": page.kept.fewest,
+                "median_levels": page.kept.median,
+                "kernel_ms": round(kernel_ms(record), 1),
+            }
         # The first stands for all; a second kind of maps is told apart by its name.
         found |= numbers if not found else {f"{maps}_{name}": value for name, value in numbers.items()}
     if arguments.json:
