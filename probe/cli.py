@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from probe.errors import ProbeError, did_you_mean
+from probe.quoting import terminal_text
 
 __all__ = ["main"]
 
@@ -33,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except ProbeError as error:
-        print(f"probe: {_one_line(error)}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except KeyboardInterrupt:
-        print("probe: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
     except BrokenPipeError:
         # The reader of our output has gone, as in `probe score ... | head`; Python must not complain while it closes.
@@ -46,8 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = _lack(error)
         if line is None:
             raise  # a fault of ours: its traceback is what a report needs
-        print(f"probe: {line}", file=sys.stderr)
+        _complain(line)
         return 2
+
+
+def _complain(text: str) -> None:
+    """Print one line that no terminal obeys: it may quote a caption, a file name or a model's configuration."""
+    print(f"probe: {terminal_text(' '.join(text.split()))}", file=sys.stderr)
 
 
 def _lack(error: Exception) -> str | None:
@@ -75,7 +81,7 @@ def _run(argv: list[str]) -> int:
         words = _words(argv, verbs)
         reason = _reason(error, given, verbs.get(" ".join(words)))
         help_command = " ".join(["probe", *words, "--help"])
-        print(f"probe: {_usage(reason, verbs, words)} (see `{help_command}`)", file=sys.stderr)
+        _complain(f"{_usage(reason, verbs, words)} (see `{help_command}`)")
         return 2
     chosen, path = settings, []
     while isinstance(name := chosen.get("subcommand"), str):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from probe.evaluation.examples import Example
 
-__all__ = ["EFFECTS", "ablation_effects"]
+__all__ = ["EFFECTS", "ablation_effects", "removal_curves"]
 
 #: What is measured for each phrase, with and without the heads: its natural log-probability given everything before it, and
 #: whether the best patch of the map of all layers and heads minus its mean (Eq. 3) lies in its mask. That map counts where the
@@ -92,6 +92,51 @@ def ablation_effects(
             row = {"ablation": name, "heads": len(heads), "how": how, "effect": effect, "before": before.value}
             table.append(row | {"change": change.value, "low": change.low, "high": change.high} | counts)
     return pd.DataFrame(table)
+
+
+def removal_curves(
+    subject: Subject,
+    examples: Iterable[Example],
+    orders: Mapping[str, Sequence[tuple[int, int]]],
+    *,
+    counts: Sequence[int] | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """A table with one row for each order, number of heads and effect: what losing the first so many heads of an order changes.
+
+    >>> removal_curves(subject, examples, {"best first": best, "worst first": best[::-1]}, counts=(1, 2, 4, 8), how="mean")
+
+    Columns: order, then those of ``ablation_effects``; none of an order taken away is a change of 0 and has no row.
+
+    Parameters
+    ----------
+    orders : name -> (layer, head) in the order in which they go. For heads in the order of a score, give other examples than those
+        that they were scored on.
+    counts : how many heads are taken away together; by default every number up to the longest order.
+    options : as for ``ablation_effects``.
+
+    Raises
+    ------
+    InputError
+        If there is no order, one is shorter than a count, or as ``ablation_effects`` does.
+    """
+    if isinstance(orders, Mapping):
+        orders = {name: list(heads) for name, heads in orders.items()}
+    _plan(subject, orders)  # it sorts the heads, so that it is here for its look at every one of them alone
+    wanted = tuple(range(1, max(map(len, orders.values())) + 1)) if counts is None else tuple(dict.fromkeys(counts))
+    if not wanted or min(wanted) < 1:
+        raise InputError(f"counts are numbers of heads, 1 or more; found {list(wanted)}.")
+    cells: dict[str, Sequence[tuple[int, int]]] = {}
+    names = {}
+    for name, heads in orders.items():
+        for number in wanted:
+            if number > len(heads):
+                raise InputError(f"Order {name!r} has {len(heads)} heads, and {number} are to be taken away.")
+            cell = f"{name}, {number}"
+            cells[cell], names[cell] = heads[:number], name
+    table = ablation_effects(subject, examples, cells, **options)
+    table.insert(0, "order", table["ablation"].map(names))
+    return table.drop(columns="ablation")
 
 
 def _plan(subject: Subject, ablations: Any) -> dict[str, tuple[tuple[int, int], ...]]:

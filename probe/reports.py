@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import InputError
+from probe.quoting import terminal_text
 from probe.writing import write_beside
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
     from rich.progress import Progress
+    from rich.segment import Segment
     from rich.table import Table
 
     from probe.analysis.heads import HeadScores
@@ -30,6 +33,7 @@ __all__ = [
     "output_folder",
     "peak_table",
     "plain",
+    "plain_console",
     "progress",
     "score_data",
     "score_table",
@@ -50,12 +54,35 @@ class Report:
 
     def show(self) -> None:
         """Print the parts."""
-        from rich.console import Console
-
-        # Captions and paths are data: they must not be read as markup, and nothing is cut off where output is no terminal.
-        console = Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+        # Nothing is cut off where output is no terminal.
+        console = plain_console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
         for part in self.parts:
             console.print(part)
+
+
+def plain_console(**options: Any) -> Console:
+    """A console for captions and paths, which are data: they are not read as markup, and no terminal obeys them."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False, **options)
+    console.push_render_hook(_Harmless())
+    return console
+
+
+class _Harmless:
+    """What is printed, with every text that is no style of ours as ``terminal_text`` has it."""
+
+    def process_renderables(self, renderables: list[Any]) -> list[Any]:
+        return [_Shown(one) for one in renderables]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    part: Any
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.part, options):
+            yield segment if segment.control else segment._replace(text=terminal_text(segment.text))
 
 
 def score_data(scores: HeadScores) -> dict[str, Any]:

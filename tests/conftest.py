@@ -15,6 +15,22 @@ os.environ["MPLBACKEND"] = "Agg"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser):
+    promises = parser.getgroup("trust", "how often the promises of tests/trust are tried")
+    promises.addoption(
+        "--trust", choices=("quick", "full"), default="quick", help="a sample, or the counts of the list"
+    )
+    promises.addoption("--trust-ledger", default="", metavar="FILE", help="write trials and failures there, as JSON")
+    promises.addoption("--trust-only", default="", metavar="R19,R21", help="of tests/trust, try these promises alone")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "promises(*names, target): the promises of tests/trust/ledger.py that a test tries; it is one trial, or counts its own",
+    )
+
+
 @pytest.fixture
 def coco_mini():
     """The folder of real photographs with masks and captions."""

@@ -12,7 +12,7 @@ import torch
 import probe
 from probe.capture.ablation import ablate
 from probe.capture.passes import inputs_with_answer
-from probe.effects import ablation_effects
+from probe.effects import ablation_effects, removal_curves
 from probe.errors import InputError
 from probe.evaluation.examples import Example, ExamplePhrase
 from tests.tiny import picture, tiny_llava
@@ -132,3 +132,22 @@ def test_the_last_layer_cannot_change_where_heads_look_but_others_can():
     assert changes["layer 0"] != 0
     assert (table[table["effect"] == "log-probability"]["change"] != 0).all()
     assert list(table["heads"]) == [4] * 6
+
+
+def test_heads_go_in_the_order_that_is_given():
+    subject, examples = tiny_llava(), [_example(0), _example(1)]
+    order = [(2, 3), (0, 1), (1, 0)]  # the sets differ from those of the sorted order
+    table = removal_curves(subject, examples, {"given": order, "reverse": order[::-1]}, counts=(1, 2))
+    expected = ablation_effects(
+        subject, examples, {"a": order[:1], "b": order[:2], "c": order[:0:-1][:1], "d": order[:0:-1]}
+    )
+    assert list(table["order"]) == ["given"] * 4 + ["reverse"] * 4
+    assert list(table["change"]) == list(expected["change"])
+    assert list(table["heads"]) == [1, 1, 2, 2] * 2
+    assert len(removal_curves(subject, examples, {"given": iter(order)})) == 6
+    with pytest.raises(InputError, match="'given' has 3 heads, and 4 are to be taken away"):
+        removal_curves(subject, examples, {"given": order}, counts=(4,))
+    with pytest.raises(InputError, match="counts are numbers of heads"):
+        removal_curves(subject, examples, {"given": order}, counts=(0,))
+    with pytest.raises(InputError, match="has no names"):
+        removal_curves(subject, examples, order)

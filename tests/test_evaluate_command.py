@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -248,24 +249,29 @@ def folder(tmp_path):
     return root
 
 
-def test_a_picture_that_fails_is_a_row_with_its_reason_and_a_miss(shell, evaluate, no_model, tmp_path):
+def test_pictures_that_fail_are_rows_with_their_reasons_and_misses(shell, evaluate, no_model, tmp_path):
     root = tmp_path / "data"
-    assert shell("lab", "scenes", "--format", "refcoco", "--count", 2, "--out", root)[0] == 0
-    argv = ("--data", f"refcoco:{root}", "--limit", 12)
+    assert shell("lab", "scenes", "--format", "refcoco", "--count", 4, "--out", root)[0] == 0
+    argv = ("--data", f"refcoco:{root}", "--limit", 99)
     whole = evaluate("res", tmp_path / "whole", *argv)
-    pictures = sorted((root / "images").iterdir())
-    Image.open(pictures[0]).save(pictures[0], format="JPEG")
-    pictures[0].write_bytes(pictures[0].read_bytes()[:-200])  # its header says all that a reader asks
+    cut, other, pipe, _ = sorted((root / "images").iterdir())
+    Image.open(cut).save(cut, format="JPEG")
+    cut.write_bytes(cut.read_bytes()[:-200])  # its header says all that a reader asks
+    other.write_bytes(b"no picture")
+    pipe.unlink()
+    os.mkfifo(pipe)
     data = evaluate("res", tmp_path / "out", *argv)
     rows = pd.read_parquet(tmp_path / "out" / "images.parquet").set_index("name")
     failed = list(data["failed"])
-    assert 0 < len(failed) < len(rows)
+    assert 0 < len(failed) < len(rows) == whole["examples"]
     assert rows.loc[failed, "predicted"].tolist() == [0] * len(failed)
     assert rows.loc[failed, "iou"].tolist() == [0.0] * len(failed)
-    assert all(pictures[0].name in note for note in rows.loc[failed, "note"])
+    spoilt = [name for name in rows.index if name.split("-")[0] in {one.stem for one in (cut, other, pipe)}]
+    assert failed == spoilt
+    assert all(f"{name.split('-')[0]}.png" in rows.loc[name, "note"] for name in failed)
     assert data["giou"]["value"] == pytest.approx(rows["iou"].mean())
     assert data["giou"]["value"] < whole["giou"]["value"]
-    assert data["images"] == 2  # several expressions share a picture
+    assert data["images"] == 4  # several expressions share a picture
     no_model()
     assert evaluate("res", tmp_path / "out", *argv)["giou"] == data["giou"]
 

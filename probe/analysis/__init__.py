@@ -7,15 +7,19 @@ from probe.analysis.heads import HeadScores, score_heads
 from probe.analysis.metrics import METRICS, degenerate_reason, score
 from probe.analysis.stats import Interval, PoissonBootstrap
 from probe.analysis.targets import Target
+from probe.analysis.usage import HeadUse, compare_use, head_effects
 
 __all__ = [
     "METRICS",
     "HeadScores",
+    "HeadUse",
     "Interval",
     "PoissonBootstrap",
     "Target",
+    "compare_use",
     "daam",
     "degenerate_reason",
+    "head_effects",
     "score",
     "score_heads",
 ]

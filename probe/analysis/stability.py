@@ -20,7 +20,7 @@ from probe.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MEASURES", "compare_rankings", "ranking_stability"]
+__all__ = ["MEASURES", "compare_rankings", "likeness", "ranking_stability"]
 
 #: Name -> how alike two rankings are.
 MEASURES = {
@@ -76,7 +76,7 @@ def ranking_stability(
         raise InputError(
             f"top and splits must be 1 or more and confidence between 0 and 1, found {top}, {splits} and {confidence}."
         )
-    name = find_metric(metric).name
+    name, better = find_metric(metric).name, find_metric(metric).higher_is_better
     sums, counts = _by_image(records, masks, ScoreSettings((name,), reading))
     images, heads = sums.shape
     if images < 4 or heads < 2:
@@ -87,7 +87,7 @@ def ranking_stability(
     for _ in range(splits):
         order = rng.permutation(images)
         halves = [_mean(sums[some], counts[some]) for some in (order[: images // 2], order[images // 2 :])]
-        found.append(_likeness(halves[0], halves[1], name, top))
+        found.append(likeness(halves[0], halves[1], top=top, higher_is_better=better))
     tail = (1 - confidence) / 2
     rows = []
     for measure in MEASURES:
@@ -130,6 +130,7 @@ def compare_rankings(scores: Mapping[str, HeadScores], *, metric: str | None = N
     names = list(scores)
     one = scores[names[0]]
     name = metric or one.metrics[0]
+    better = find_metric(name).higher_is_better
     grids = {}
     for key, table in scores.items():
         if (table.layers, table.heads) != (one.layers, one.heads):
@@ -144,7 +145,7 @@ def compare_rankings(scores: Mapping[str, HeadScores], *, metric: str | None = N
         known = ~np.isnan(grids[first]) & ~np.isnan(grids[second])
         rows.append(
             {"metric": name, "first": first, "second": second}
-            | _likeness(grids[first], grids[second], name, top)
+            | likeness(grids[first], grids[second], top=top, higher_is_better=better)
             | {"chance": _chance("top overlap", int(known.sum()), top), "heads": int(known.sum())}
         )
     return pd.DataFrame(rows)
@@ -181,7 +182,7 @@ def _mean(sums: Scores, counts: Scores) -> Scores:
     return np.where(total > 0, sums.sum(0) / np.maximum(total, 1), np.nan)
 
 
-def _likeness(first: Scores, second: Scores, metric: str, top: int) -> dict[str, float]:
+def likeness(first: Scores, second: Scores, *, top: int, higher_is_better: bool = True) -> dict[str, float]:
     """Each of ``MEASURES`` of two (head,) scores; NaN where one of them ranks nothing."""
     from scipy.stats import kendalltau, spearmanr
 
@@ -190,7 +191,7 @@ def _likeness(first: Scores, second: Scores, metric: str, top: int) -> dict[str,
     count = min(top, len(one))
     if len(one) < 2 or np.ptp(one) == 0 or np.ptp(two) == 0:
         return dict.fromkeys(MEASURES, np.nan)
-    sign = -1 if find_metric(metric).higher_is_better else 1
+    sign = -1 if higher_is_better else 1
     # Of equal scores the earlier head comes first, as in HeadScores.top.
     best = [set(np.argsort(sign * some, kind="stable")[:count].tolist()) for some in (one, two)]
     return {

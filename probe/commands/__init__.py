@@ -15,7 +15,7 @@ from probe.commands.lab import lab_scenes, lab_train
 from probe.commands.recording import record
 from probe.commands.scoring import score
 from probe.commands.segmenting import segment
-from probe.commands.sweeping import sweep_export, sweep_run, sweep_status
+from probe.commands.sweeping import sweep_export, sweep_heads, sweep_run, sweep_status
 from probe.commands.training import train_difflmm, train_llava
 from probe.reports import Report
 
@@ -44,4 +44,9 @@ TRAIN_VERBS: dict[str, Callable[..., Report]] = {
     "difflmm": train_difflmm,
     "convert-difflmm": convert_difflmm,
 }
-SWEEP_VERBS: dict[str, Callable[..., Report]] = {"run": sweep_run, "status": sweep_status, "export": sweep_export}
+SWEEP_VERBS: dict[str, Callable[..., Report]] = {
+    "run": sweep_run,
+    "status": sweep_status,
+    "heads": sweep_heads,
+    "export": sweep_export,
+}

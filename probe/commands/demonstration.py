@@ -52,6 +52,7 @@ def _run(out: Path, *, scenes: int, seed: int) -> Report:
     from probe.evaluation.lab import read_lab
     from probe.files import save
     from probe.models import load_model
+    from probe.quoting import spreadsheet_frame
     from probe.runs import score_examples
     from probe.writing import write_beside
 
@@ -61,7 +62,7 @@ def _run(out: Path, *, scenes: int, seed: int) -> Report:
     kept = save(record, out / "record.safetensors")
     examples = tracked(read_lab(limit=scenes, seed=seed), what="scoring unseen scenes", total=scenes)
     scores = score_examples(subject, examples, prompt=_PROMPT, seed=seed)
-    frame = scores.to_frame()
+    frame = spreadsheet_frame(scores.to_frame())
     write_beside(out / "scores.csv", lambda path: frame.to_csv(path, index=False, lineterminator="\n"))
     pictures += _draw_scores(scores, out)
     data: dict[str, Any] = score_data(scores) | {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from probe.reports import Report, output_folder, progress
+from probe.quoting import terminal_text
+from probe.reports import Report, make_table, output_folder, plain, progress, show_interval
 from probe.sweep.plan import SweepPlan
 
-__all__ = ["sweep_export", "sweep_run", "sweep_status"]
+__all__ = ["sweep_export", "sweep_heads", "sweep_run", "sweep_status"]
 
 
 def sweep_run(
@@ -80,8 +81,56 @@ def sweep_export(folder: str, *, out: str = "sweep.parquet", partial: bool = Fal
     return Report({"out": out, "rows": rows}, [f"rows         {rows:,}", f"results      {out}"])
 
 
+def sweep_heads(
+    folder: str,
+    *,
+    effect: str = "log_probability",
+    how: str = "",
+    top: int = 10,
+    partial: bool = False,
+) -> Report:
+    """Which heads are used: what taking each away changes, the largest loss first, with intervals over images.
+
+    Parameters
+    ----------
+    folder
+        What probe sweep was given as --out.
+    effect
+        What changes: log_probability, caption_log_probability, exact_match, pointing or auroc, as far as it was swept.
+    how
+        What stood in the heads' place; by default the first of the plan.
+    top
+        So many heads are printed; --json gives all of them.
+    partial
+        Also if examples are still missing.
+    """
+    from probe.analysis.usage import head_effects
+    from probe.errors import InputError
+    from probe.sweep.exports import require_complete
+    from probe.sweep.store import Store
+
+    if top < 1:
+        raise InputError(f"--top is a number of heads, 1 or more; found {top}.")
+    store = Store.open(folder)
+    if not partial:
+        require_complete(store)
+    way = how or str(store.manifest["plan"]["how"]).partition(",")[0]
+    found = head_effects((one.to_pandas() for one in store.tables()), effect=effect, how=way)
+    ordered = found.sort_values("change", kind="stable").to_dict("records")
+    title = f"{effect} without each head, replaced by {way}: the largest losses"
+    shown = make_table(title, "layer", "head", "change", "images", "phrases")
+    for row in ordered[:top]:
+        change = show_interval(row | {"change_low": row["low"], "change_high": row["high"]}, "change")
+        shown.add_row(
+            *(str(row[one]) for one in ("layer", "head")), change, f"{row['images']:,}", f"{row['phrases']:,}"
+        )
+    before = found["before"].iloc[0]
+    data = {"effect": effect, "how": way, "before": before, "heads": ordered}
+    return Report(plain(data), [shown, f"with all     {before:.3f}, {len(found)} heads taken away one by one"])
+
+
 def _note(text: str) -> None:
-    print(f"probe: {text}", file=sys.stderr)
+    print(f"probe: {terminal_text(text)}", file=sys.stderr)
 
 
 def _status(store: Any) -> Report:

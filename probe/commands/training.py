@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.commands.converting import quiet
-from probe.reports import Report, make_table, output_folder, progress, tracked
+from probe.reports import Report, make_table, output_folder, plain_console, progress, tracked
 from probe.training.plans import Kind, TrainingPlan
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def _followed(what: str, items: list[Any]) -> Iterable[Any]:
 def _announce(outlook: Outlook) -> None:
     """Show a person what is about to be trained; the report says it again when it is."""
     if sys.stderr.isatty():
-        from rich.console import Console
-
-        console = Console(stderr=True, markup=False, highlight=False)
+        console = plain_console(stderr=True)
         for part in _parts(outlook):
             console.print(part)
 

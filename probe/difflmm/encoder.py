@@ -123,7 +123,7 @@ class DiffusionTower(nn.Module):
 
 
 def draw_noise(shape: tuple[int, ...], *, seed: int, draw: int) -> tuple[Tensor, Tensor]:
-    """Two standard normal tensors (1, *shape) on the CPU: for the VAE's posterior, and for the noising.
+    """Two standard normal tensors ``(1, *shape)`` on the CPU: for the VAE's posterior, and for the noising.
 
     They depend on the seed and the draw's number alone, never on the device, the image or its place in a batch.
     """

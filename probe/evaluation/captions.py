@@ -52,6 +52,7 @@ def read_captions(folder: str | Path, *, split: str = "", limit: int | None = No
             texts[number][0],
             (),
             tuple(texts[number][1:]),
+            picture.size,
         )
         for number, picture in pictures.items()
         if number in texts

@@ -11,7 +11,7 @@ import numpy as np
 
 from probe.errors import InputError
 from probe.evaluation.examples import Example, ExamplePhrase
-from probe.evaluation.json_records import JsonRecord, by_id, read_json, records_in
+from probe.evaluation.json_records import JsonRecord, by_id, read_json, records_in, shown
 from probe.evaluation.panoptic import PanopticMap, PanopticMaps, read_maps
 from probe.evaluation.pictures import Picture, known_number
 
@@ -69,7 +69,7 @@ def _check_phrase(record: JsonRecord, caption: JsonRecord, folder: CocoFolder, p
     start, end, text = record.integer("start", low=0), record.integer("end", low=1), record.text("text")
     found = caption.text("caption")[start:end]
     if found != text:
-        raise record.error(f"its text is {text!r}, and its caption says {found!r} at characters {start} to {end}")
+        raise record.error(f"its text is {shown(text)}, and its caption says {shown(found)} at characters {start} to {end}")
     if "category" in record.fields:
         record.text("category")
     instances, segments = record.integers("ann_ids"), record.integers("segment_ids")

@@ -41,7 +41,8 @@ class Example:
 
     `name` is unique in its data set; several examples can share a picture, and those have the same `image`, which is a
     path or a PIL image. All masks have one shape. `references` are other texts about the same picture, without phrases,
-    that a generated text is compared with beside this one.
+    that a generated text is compared with beside this one. `size` is the picture's (height, width) where the data set
+    declares it, which counts where there is no mask.
 
     Raises
     ------
@@ -55,6 +56,7 @@ class Example:
     text: str
     phrases: tuple[ExamplePhrase, ...]
     references: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.image, (Path, Image.Image)):

@@ -153,7 +153,7 @@ def _truth(picture: JsonRecord, number: str, captions: list[JsonRecord], annotat
 def _examples(root: Path, truths: list[_Truth]) -> Iterator[Example]:
     for one in truths:
         path = _picture_file(root, one)
-        size = measured_size(one.picture, path)
+        size = measured_size(one.picture, path, [record.fields.get("segmentation") for record in one.annotations])
         text = one.caption.text("caption").strip()
         spans = _label_spans(one.caption, text, one.labels)
         phrases = []

@@ -61,9 +61,19 @@ def _each(
     for record in records:
         path = file_inside(root, folders, record, record.text(key))
         text = record.text("caption").strip('"').strip()
-        phrases = read(record, text, measured_size(record, path))
+        phrases = read(record, text, measured_size(record, path, _segmentations(record)))
         if phrases:
             yield Example(f"{path.stem}-{record.position}", path, text, tuple(phrases))
+
+
+def _segmentations(record: JsonRecord) -> Iterator[Any]:
+    """Whatever stands where a caption's masks are to be, looked for without complaint."""
+    groundings, refs = record.fields.get("groundings"), record.fields.get("refs")
+    for one in groundings.values() if isinstance(groundings, dict) else ():
+        masks = one.get("rle_masks") if isinstance(one, dict) else None
+        yield from masks if isinstance(masks, list) else ()
+    for one in refs if isinstance(refs, list) else ():
+        yield one.get("segmentation") if isinstance(one, dict) else None
 
 
 def _groundings(record: JsonRecord, text: str, size: tuple[int, int]) -> list[ExamplePhrase]:

@@ -58,16 +58,16 @@ class GroundedConversations:
     >>> scorer.add(truth, prediction)
     >>> scorer.result().summary
 
-    AP, AP50 : COCO's, one category, every score 1. Among equal scores the order decides: that of the pictures' names.
-    mIoU : of pairs taken one by one, the largest IoU first; a picture without a pair counts as 0, one without a true phrase too.
-    recall : a true phrase is found by a predicted one if IoU and similarity of words are at least 0.5. As published, pairing
-        ("legacy") stops at the first pair that does not pass; "greedy" goes on, and "optimal" makes as many pairs as there can be:
-        legacy <= greedy <= optimal. The pictures' rows have the pairs of each, and how many the first lost.
-    controls : beside each of these. Which words a mask has is nothing to AP and mIoU, so that "other phrase" stands beside recall
-        alone; "shuffled" takes masks and words of the previous picture.
-    empty masks : overlap nothing. In the released scorer two of them have no IoU (0 / 0), which ends its pairing for mIoU and
-        counts as found for recall.
-    METEOR, CIDEr : of the texts against the example's text and its references.
+    - AP, AP50: COCO's, one category, every score 1. Among equal scores the order decides: that of the pictures' names.
+    - mIoU: of pairs taken one by one, the largest IoU first; a picture without a pair counts as 0, one without a true phrase too.
+    - recall: a true phrase is found by a predicted one if IoU and similarity of words are at least 0.5. As published, pairing
+      ("legacy") stops at the first pair that does not pass; "greedy" goes on, and "optimal" makes as many pairs as there can be:
+      legacy <= greedy <= optimal. The pictures' rows have the pairs of each, and how many the first lost.
+    - controls: beside each of these. Which words a mask has is nothing to AP and mIoU, so that "other phrase" stands beside recall
+      alone; "shuffled" takes masks and words of the previous picture.
+    - empty masks: overlap nothing. In the released scorer two of them have no IoU (0 / 0), which ends its pairing for mIoU and
+      counts as found for recall.
+    - METEOR, CIDEr: of the texts against the example's text and its references.
 
     Parameters
     ----------

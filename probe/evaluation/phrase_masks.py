@@ -123,9 +123,9 @@ def _mean_iou(found: Sequence[RunLengths], true: RunLengths) -> float:
 class ReferringExpressions(_PhraseMasks):
     """The scorer of referring expression segmentation: one mask for each expression of an example, in their order.
 
-    gIoU : mean IoU over expressions.
-    cIoU : intersections summed over expressions / unions summed: large objects count more.
-    Precision@t : share of the expressions with an IoU of at least t.
+    - gIoU: mean IoU over expressions.
+    - cIoU: intersections summed over expressions / unions summed: large objects count more.
+    - Precision@t: share of the expressions with an IoU of at least t.
 
     An expression without a predicted phrase has IoU 0, and its true mask stands in the union.
     """

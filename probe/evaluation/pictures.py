@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probe.errors import ProbeError
+from probe.errors import FileError
 from probe.evaluation.json_records import JsonRecord, by_id, records_in
 from probe.evaluation.paths import file_inside
-from probe.images import image_size
+from probe.images import image_size, max_pixels
 
-__all__ = ["Category", "Picture", "known_number", "measured_size", "picture_path", "read_categories", "read_pictures"]
+__all__ = [
+    "Category",
+    "Picture",
+    "known_number",
+    "measured_size",
+    "picture_path",
+    "read_categories",
+    "read_pictures",
+    "readable_size",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,18 +94,22 @@ def known_number(record: JsonRecord, key: str, known: dict[int, Any]) -> int:
 
 
 def picture_path(root: Path, folders: tuple[str, ...], picture: Picture) -> Path:
-    """The picture's file, certain to lie in the data set and to have the declared size.
+    """The picture's file, certain to lie in the data set, and to have the declared size if it can be read.
+
+    One that cannot be read is its example's fault alone: whoever opens it says why, and the truth about it stands.
 
     Raises
     ------
     InputError
         It is missing, leads out of the folder, or has another size.
     FileError
-        It cannot be read.
+        It cannot be read, and the declared size is more than is read of any picture.
     """
     path = file_inside(root, folders, picture.record, picture.file_name)
-    found = measured_size(picture.record, path)
-    if found != picture.size:
+    found = readable_size(path, declared=picture.size)
+    if found is None:
+        measured_size(picture.record, path, ())
+    elif found != picture.size:
         turned = " once it is upright (EXIF)" if found == picture.size[::-1] else ""
         raise picture.record.error(
             f"it is declared as {picture.size[0]} x {picture.size[1]} (height x width), and {str(path)!r} is"
@@ -104,15 +118,34 @@ def picture_path(root: Path, folders: tuple[str, ...], picture: Picture) -> Path
     return path
 
 
-def measured_size(record: JsonRecord, path: Path) -> tuple[int, int]:
-    """The (height, width) of a picture's file; the record is named when it cannot be read.
+def readable_size(path: Path, *, declared: Any = None) -> tuple[int, int] | None:
+    """The (height, width) of a picture's file; of one that cannot be read, the size that is declared.
 
-    Raises
-    ------
-    FileError, InputError
-        As `probe.images.image_size`.
+    ``None`` if that is no size, or of more pixels than are read of any picture, which masks need not be made for.
     """
     try:
         return image_size(path)
-    except ProbeError as error:
-        raise type(error)(f"{record.where}: {error}") from error
+    except FileError:
+        if not isinstance(declared, (list, tuple)) or len(declared) != 2:
+            return None
+        height, width = declared
+        whole = type(height) is int and type(width) is int and height > 0 and width > 0
+        return (height, width) if whole and height * width <= max_pixels("JPEG") else None
+
+
+def measured_size(record: JsonRecord, path: Path, segmentations: Iterable[Any]) -> tuple[int, int]:
+    """The (height, width) of a picture's file; of one that cannot be read, what the run lengths of its masks say.
+
+    Raises
+    ------
+    FileError
+        The picture cannot be read, and none of its segmentations says a size; the record is named.
+    """
+    try:
+        return image_size(path)
+    except FileError as error:
+        for one in segmentations:
+            size = readable_size(path, declared=one.get("size") if isinstance(one, dict) else None)
+            if size is not None:
+                return size
+        raise FileError(f"{record.where}: {error}") from error

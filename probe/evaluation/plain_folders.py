@@ -11,7 +11,7 @@ import numpy as np
 from probe.errors import FileError, InputError
 from probe.evaluation.examples import Example, ExamplePhrase
 from probe.evaluation.layouts import check_limit, data_root, folder_contents
-from probe.evaluation.pictures import Category
+from probe.evaluation.pictures import Category, readable_size
 from probe.evaluation.sentences import category_sentence, loose_spans
 from probe.images import image_size, read_image
 
@@ -81,7 +81,10 @@ def plain_pictures(root: Path) -> list[Path]:
 def _example(root: Path, picture: Path) -> Example:
     path = _inside(root, picture)
     folder = root / "masks" / picture.stem
-    masks = [(Category(name, True), mask) for name, mask in _masks(root, folder, image_size(path)).items()]
+    # A picture that cannot be read is for whoever opens it to say; its masks say how large it is.
+    first = min(folder.glob("*.png"), default=None)
+    size = readable_size(path) or ((1, 1) if first is None else image_size(_inside(root, first)))
+    masks = [(Category(name, True), mask) for name, mask in _masks(root, folder, size).items()]
     caption = _caption(root, picture)
     text, phrases = category_sentence(masks)
     if caption is None:

@@ -60,15 +60,14 @@ class Truth:
 def encode_example(example: Example) -> Truth:
     """The example with its masks as run lengths, a thousandth of their size.
 
-    A picture is opened, for its size, only where the example has no phrase.
+    A picture is opened, for its size, only where the example has no phrase and its data set says no size.
 
     Raises
     ------
     FileError, InputError
         If the picture has to be opened and cannot be read.
     """
-    image = example.image
-    size = example.phrases[0].mask.shape if example.phrases else image_size(image)
+    size = example.phrases[0].mask.shape if example.phrases else example.size or image_size(example.image)
     phrases = tuple(
         TruePhrase(one.text, one.start, one.end, encode(one.mask), one.category, one.thing, one.plural, one.label)
         for one in example.phrases

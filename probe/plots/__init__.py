@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 #: Public name -> the module that defines it.
 _PUBLIC = {
     "answer": "probe.plots.answers",
+    "effects": "probe.plots.uses",
     "emergence": "probe.plots.curves",
     "filmstrip": "probe.plots.filmstrips",
     "heads": "probe.plots.grids",
@@ -19,8 +20,10 @@ _PUBLIC = {
     "overlay": "probe.plots.overlays",
     "phrases": "probe.plots.overlays",
     "readings": "probe.plots.grids",
+    "removal": "probe.plots.uses",
     "save_figure": "probe.plots.styles",
     "style": "probe.plots.styles",
+    "use": "probe.plots.uses",
 }
 
 __all__ = list(_PUBLIC)
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from probe.plots.styles import new_figure as new_figure
     from probe.plots.styles import save_figure as save_figure
     from probe.plots.styles import style as style
+    from probe.plots.uses import effects as effects
+    from probe.plots.uses import removal as removal
+    from probe.plots.uses import use as use
 
 
 def __getattr__(name: str) -> Any:

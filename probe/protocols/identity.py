@@ -77,10 +77,12 @@ def picture_digest(example: Example) -> str:
     Raises
     ------
     FileError
-        If the file cannot be read.
+        If the file cannot be read, or is none.
     """
     image = example.image
     if isinstance(image, Path):
+        if not image.is_file():  # opening a pipe would wait for ever
+            raise FileError(f"{str(image)!r} cannot be read: it is not an ordinary file")
         try:
             with image.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import InputError, did_you_mean
-from probe.files import write_beside
+from probe.quoting import spreadsheet_table
 from probe.sweep.shards import schema_of
 from probe.sweep.store import Store
+from probe.writing import write_beside
 
-__all__ = ["export_table"]
+__all__ = ["export_table", "require_complete"]
 
 _ENDINGS = (".parquet", ".csv")
 
@@ -21,7 +22,7 @@ def export_table(store: Store, out: str | os.PathLike[str], *, partial: bool = F
 
     Parameters
     ----------
-    out : ends in .parquet or .csv.
+    out : ends in .parquet or .csv. In CSV, texts that a spreadsheet would take for a formula have an apostrophe before them.
     partial : also if examples are still missing.
 
     Raises
@@ -38,21 +39,28 @@ def export_table(store: Store, out: str | os.PathLike[str], *, partial: bool = F
     if target.is_dir():
         raise InputError(f"{os.fspath(out)!r} is a folder; give the name of a file.")
     if not partial:
-        _require_complete(store)
+        require_complete(store)
     rows = 0
 
     def write(beside: Path) -> None:
         nonlocal rows
         with _writer(target.suffix, beside, schema_of(store.columns)) as writer:
             for table in store.tables():
-                writer.write_table(table)
+                writer.write_table(spreadsheet_table(table) if target.suffix == ".csv" else table)
                 rows += table.num_rows
 
     write_beside(target, write)
     return rows
 
 
-def _require_complete(store: Store) -> None:
+def require_complete(store: Store) -> None:
+    """Nothing, where every example of the plan is there and none is damaged.
+
+    Raises
+    ------
+    InputError
+        If one is missing or damaged.
+    """
     status = store.status()
     if status.damaged:
         more = f" and {len(status.damaged) - 1} more" if len(status.damaged) > 1 else ""

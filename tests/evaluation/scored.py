@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+
 import numpy as np
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from probe.evaluation.predictions import PredictedPhrase, Prediction
 from probe.evaluation.run_lengths import encode
@@ -91,3 +96,14 @@ def dense(phrases):
 def plain_iou(one, two):
     """Intersection over union, 0 of nothing."""
     return (one & two).sum() / max((one | two).sum(), 1)
+
+
+def reference_precision(truths, results):
+    """AP and AP50 as COCOeval says, from files."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        true = COCO(str(truths))
+        evaluator = COCOeval(true, true.loadRes(results if isinstance(results, list) else str(results)), "segm")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator.stats[0], evaluator.stats[1]

@@ -21,18 +21,7 @@ from probe.evaluation.protocol_files import (
     write_gcg_predictions,
     write_gcg_truths,
 )
-from tests.evaluation.scored import CATEGORIES, random_pairs
-
-
-def reference(truths, results):
-    """AP and AP50 as COCOeval says, from files."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        true = COCO(str(truths))
-        evaluator = COCOeval(true, true.loadRes(results if isinstance(results, list) else str(results)), "segm")
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    return evaluator.stats[0], evaluator.stats[1]
+from tests.evaluation.scored import random_pairs, reference_precision
 
 
 @pytest.mark.parametrize("names", ["{}", "{:0>12}", "0{}", "image {}"])
@@ -57,28 +46,7 @@ def test_one_category_of_equal_scores_equals_cocoeval(tmp_path, seed, names):
         for image in json.loads((tmp_path / "captions.json").read_text())["images"]
         for mask in json.loads((tmp_path / "predicted" / f"{image['id']}.json").read_text())["pred_masks"]
     ]
-    assert precision.values() == reference(tmp_path / "masks.json", results)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_categories_and_scores_equal_cocoeval(tmp_path, seed):
-    pairs = random_pairs(seed, 30)
-    ids = {name: 3 * number + 1 for number, name in enumerate(CATEGORIES)}
-    write_coco_truths(tmp_path / "instances.json", [one for one, _ in pairs], categories=ids)
-    truths, predictions = zip(*pairs, strict=True)
-
-    def rule(phrase, categories):
-        return phrase.text.split()[-1]
-
-    assert write_coco_results(tmp_path / "results.json", truths, predictions, categories=ids, rule=rule) > 20
-    precision = AveragePrecision(replicates=20)
-    for true, found in pairs:
-        precision.add(
-            true.name,
-            [Masked(rule(one, ()), one.mask, one.score) for one in found.phrases],
-            [Masked(one.category, one.mask) for one in true.phrases],
-        )
-    assert precision.values() == reference(tmp_path / "instances.json", tmp_path / "results.json")
+    assert precision.values() == reference_precision(tmp_path / "masks.json", results)
 
 
 def test_replicates_that_draw_each_picture_once_give_the_value(monkeypatch):

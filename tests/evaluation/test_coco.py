@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from probe.errors import FileError, InputError, ProbeError
 from probe.evaluation.coco import read_coco_folder
+from probe.images import read_image
 
 MINI = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco-mini"
 needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason=f"the COCO photographs are not at {MINI}")
@@ -279,13 +280,6 @@ def test_files_that_lead_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"image 5: its file 'five\.png' is a link that leads out of"):
         list(read_coco_folder(folder))
     picture.unlink()
-    os.mkfifo(picture)
-    with pytest.raises(FileError, match=r"image 5: .*is a pipe"):
-        list(read_coco_folder(folder))
-    picture.unlink()
-    picture.write_text("no picture")
-    with pytest.raises(FileError, match=r"image 5: .*it is a text file"):
-        list(read_coco_folder(folder))
     (folder / "phrases.json").unlink()
     os.mkfifo(folder / "phrases.json")
     with pytest.raises(FileError, match=r"phrases\.json' is not an ordinary file"):
@@ -293,6 +287,25 @@ def test_files_that_lead_elsewhere(tmp_path: Path) -> None:
     (folder / "instances.json").write_bytes(b'{"images": "\xff"}')
     with pytest.raises(InputError, match=r"is not UTF-8 text \(byte 12\)"):
         read_coco_folder(folder)
+
+
+def test_the_truth_about_a_picture_that_cannot_be_read_stands(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", small())
+    whole = next(read_coco_folder(folder))
+    picture = folder / "images" / "five.png"
+    for spoil, message in ((os.mkfifo, "is a pipe"), (lambda path: path.write_text("no picture"), "it is a text file")):
+        picture.unlink()
+        spoil(picture)
+        found = next(read_coco_folder(folder))
+        assert [one.mask.tolist() for one in found.phrases] == [one.mask.tolist() for one in whole.phrases]
+        with pytest.raises(FileError, match=message):
+            read_image(found.image)
+    # Masks of a size that no picture has are not made.
+    table = json.loads((folder / "instances.json").read_text())
+    table["images"][0].update(height=10**6, width=10**6)
+    (folder / "instances.json").write_text(json.dumps(table))
+    with pytest.raises(FileError, match=r"image 5: .*it is a text file"):
+        next(read_coco_folder(folder))
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import tempfile
@@ -248,53 +247,6 @@ def test_tables_that_are_no_tables(tmp_path: Path, name: str) -> None:
     picture.symlink_to(tmp_path.with_suffix(".png"))
     with pytest.raises(InputError, match="is a link that leads out of"):
         read(name, folder)
-
-
-STRANGE = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.sampled_from(
-        [-1, 0, 1, 5, 2**70, 1e308, "", "x", "5", "../x", "/dev/zero", "\x00", [], [[]], {}, {"counts": "0"}]
-    ),
-    st.sampled_from(
-        [[[1e300] * 6], [[0.5] * 7], {"size": [4, 6], "counts": [-1, 25]}, {"size": [4, 6], "counts": "0" * 99}]
-    ),
-    st.text(max_size=3),
-)
-
-
-def places(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value, as the keys that lead there."""
-    inner = (
-        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
-    )
-    return [before, *(place for key, one in inner for place in places(one, (*before, key)))]
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_any_damage_is_read_or_refused(name: str, data: st.DataObject) -> None:
-    files = copy.deepcopy(PUBLISHED[name]())
-    table = data.draw(st.sampled_from(sorted(one for one in files if one.endswith(".json"))))
-    content = [files[table]]
-    place = data.draw(st.sampled_from(places(files[table], (0,))))
-    above: Any = content
-    for key in place[:-1]:
-        above = above[key]
-    if isinstance(above, dict) and data.draw(st.booleans()):
-        del above[place[-1]]
-    else:
-        above[place[-1]] = data.draw(STRANGE)
-    files[table] = json.dumps(content[0])
-    examples, refusal = [], None
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            examples = read(name, write(Path(folder), files))
-        except ProbeError as error:
-            refusal = str(error)
-    assert refusal is None or (refusal.isprintable() and folder in refusal)
-    assert all(one.mask.shape == (4, 6) and one.mask.any() for example in examples for one in example.phrases)
 
 
 MASKS = st.tuples(*[arrays(bool, (4, 6)).filter(np.any)] * 2)

@@ -29,22 +29,6 @@ def random_masks(seed, count):
 
 @given(seeds)
 @settings(max_examples=200, deadline=None)
-def test_comparisons_equal_those_of_drawn_masks(seed):
-    size, masks = random_masks(seed, 5)
-    encoded = [run_lengths.encode(one) for one in masks]
-    expected = [[plain_iou(one, two) for two in masks[2:]] for one in masks[:2]]
-    assert (run_lengths.ious(encoded[:2], encoded[2:]) == np.array(expected)).all()
-    both, either = run_lengths.overlap(*encoded[:2])
-    assert (both, either) == ((masks[0] & masks[1]).sum(), (masks[0] | masks[1]).sum())
-    assert (drawn(run_lengths.union(encoded)) == np.any(masks, 0)).all()
-    row, col = seed % size[0], seed % size[1]
-    assert run_lengths.covers(encoded[0], (row, col)) == masks[0][row, col]
-    other = (size[1] + 2, size[0] + 1)
-    assert (drawn(run_lengths.resized(encoded[0], other)) == resize_masks(masks[0], other)).all()
-
-
-@given(seeds)
-@settings(max_examples=200, deadline=None)
 def test_boxes_equal_drawn_boxes(seed):
     size, [mask] = random_masks(seed, 1)
     rng = np.random.default_rng(seed)

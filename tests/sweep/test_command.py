@@ -50,6 +50,24 @@ def test_a_sweep_is_run_shown_and_exported(shell, plan_file, tmp_path):
         if "log_probability" in name:
             assert np.allclose(both[name], both[f"{name}_wanted"], atol=1e-5), name
     assert rows["log_probability_change"].abs().max() > 0.01
+    # Each head's mean is that of the table's rows.
+    code, text, _ = shell("sweep", "heads", out, "--json")
+    shown = json.loads(text)
+    means = rows[rows["kind"] == "head"].groupby(["layer", "head"])["log_probability_change"].mean()
+    assert code == 0
+    assert {(one["layer"], one["head"]): one["change"] for one in shown["heads"]} == pytest.approx(means.to_dict())
+    assert [one["change"] for one in shown["heads"]] == pytest.approx(sorted(means))
+    code, text, _ = shell("sweep", "heads", out, "--top", 1)
+    assert f"{means.min():.3f} [" in text
+    assert f"{means.max():.3f} [" not in text
+    for wrong, said in (
+        (("--how", "mean"), "in the place of heads: zero"),
+        (("--top", 0), "--top"),
+        (("--effect", "auroc"), "no column"),
+    ):
+        code, text, noise = shell("sweep", "heads", out, *wrong)
+        assert (code, text) == (2, "")
+        assert said in noise
 
 
 def test_options_come_before_the_file_and_unknown_ones_are_named(shell, refused, plan_file, tmp_path):

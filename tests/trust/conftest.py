@@ -1,0 +1,87 @@
+"""The fixtures ``line`` and ``full``, and the choice of promises to try."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trust.ledger import Ledger, parse_names
+
+LEDGER = pytest.StashKey[Ledger]()
+ENDED_WELL = pytest.StashKey[bool]()
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config, items):
+    names = set(parse_names(config.getoption("--trust-only")))
+    wanted, unwanted = [], []
+    for item in items:
+        if HERE not in item.path.parents or not config.getoption("--trust-only"):
+            wanted.append(item)
+            continue
+        mine = {name for mark in item.iter_markers("promises") for name in mark.args}
+        (wanted if mine & names else unwanted).append(item)
+    config.hook.pytest_deselected(items=unwanted)
+    items[:] = wanted
+
+
+def _ledger(config):
+    return config.stash.setdefault(LEDGER, Ledger(profile=config.getoption("--trust")))
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--trust-ledger")
+    if path:
+        _ledger(session.config).write(Path(path), parse_names(session.config.getoption("--trust-only")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call":
+        item.stash[ENDED_WELL] = report.passed
+        if "line" not in item.fixturenames and not report.skipped:
+            _count_outcome(item, report)
+    return report
+
+
+def _count_outcome(item, report):
+    """A marked test that counts nothing itself is one trial; were it to fail, who knows what would have told."""
+    for mark in item.iter_markers("promises"):
+        for name in mark.args:
+            one = _ledger(item.config).open(name, target=mark.kwargs["target"])
+            one.trial(report.passed, silent=True)
+            one.settled, one.seconds = True, report.duration
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def full(request) -> bool:
+    """Whether the counts of the list are to be reached, or only a sample of them."""
+    return request.config.getoption("--trust") == "full"
+
+
+@pytest.fixture
+def line(request):
+    """``line("R10", target="0 misses of 10,000")``: the line of the ledger that this test counts on."""
+    opened = []
+    marked = {name for mark in request.node.iter_markers("promises") for name in mark.args}
+
+    def open_line(name, *, target, allowed=0, least=1):
+        if name not in marked:
+            pytest.fail(f"{request.node.name} counts on {name}: mark it with @pytest.mark.promises({name!r})")
+        opened.append(_ledger(request.config).open(name, target=target, allowed=allowed, least=least))
+        return opened[-1]
+
+    yield open_line
+    unsettled = [one for one in opened if not one.settled]
+    for one in unsettled:
+        one.abandon()
+    if unsettled and request.node.stash.get(ENDED_WELL, False):
+        pytest.fail(f"{', '.join(one.name for one in unsettled)}: counted but never settled")
