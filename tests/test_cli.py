@@ -16,7 +16,7 @@ from probe import cli
 from tests.tiny import picture
 
 COMMANDS = (
-    "demo", "record", "segment", "score", "compare", "emergence", "check", "evaluate gcg", "evaluate pacc", "evaluate res",
+    "demo", "record", "segment", "score", "compare", "emergence", "check", "html", "evaluate gcg", "evaluate pacc", "evaluate res",
     "evaluate png", "lab train", "lab scenes", "sweep run", "sweep status", "sweep export",
 )  # fmt: skip
 ANSWER = "a small red circle and a large blue square"
@@ -166,11 +166,11 @@ def test_a_negative_seed_and_no_new_tokens(refused, photo):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ([], "A command is needed, one of demo, record, segment, score, compare, emergence, check, evaluate, lab, train, "
-         "sweep. (see `probe --help`)"),
+        ([], "A command is needed, one of demo, record, segment, score, compare, emergence, check, html, evaluate, lab, "
+         "train, sweep. (see `probe --help`)"),
         (["lab"], "A command is needed, one of train, scenes. (see `probe lab --help`)"),
-        (["scor"], "There is no command 'scor'; there are demo, record, segment, score, compare, emergence, check, evaluate, lab, "
-         "train, sweep. "
+        (["scor"], "There is no command 'scor'; there are demo, record, segment, score, compare, emergence, check, html, evaluate, "
+         "lab, train, sweep. "
          "Did you mean 'score'"),
         (["lab", "trin"], "There is no command 'trin'; there are train, scenes. Did you mean 'train'?"),
         (["score", "--limt", "3"], "There is no option --limt. Did you mean '--limit'"),

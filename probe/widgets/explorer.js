@@ -275,6 +275,7 @@ class KernelSource {
     this.contents = contents;
     this.model = model;
     this.waiting = new Map();
+    this.patience = 20000; // milliseconds
     this.sheets = new Cache(KEPT_SHEETS);
     this.maps = new Cache(400);
     this.next = 0;
@@ -293,7 +294,7 @@ class KernelSource {
       const timer = setTimeout(() => {
         this.waiting.delete(id);
         reject(new Error("The kernel does not answer: it is busy or gone. Run the cell again when it is free."));
-      }, 20000);
+      }, this.patience);
       this.waiting.set(id, { resolve, reject, timer });
       this.model.send({ id, kind, ...selection });
     });
@@ -839,12 +840,15 @@ class HeadGrid {
     return { layer, head: column ? column - 1 : null };
   }
 
-  reveal(layer) {
+  // Scrolls until a map is in sight.
+  reveal({ layer, head }) {
     if (layer === null || !this.view) return;
-    const y = this.y(layer);
-    if (y < this.root.scrollTop + this.top) this.root.scrollTop = y - this.top;
-    const end = y + this.cellHeight + this.gap;
-    if (end > this.root.scrollTop + this.root.clientHeight) this.root.scrollTop = end - this.root.clientHeight;
+    const { root } = this;
+    const before = [root.scrollLeft, root.scrollTop];
+    const [x, y] = [this.x(head === null ? 0 : head + 1), this.y(layer)];
+    root.scrollTop = clamp(root.scrollTop, y + this.cellHeight + this.gap - root.clientHeight, y - this.top);
+    root.scrollLeft = clamp(root.scrollLeft, x + this.cellWidth + this.gap - root.clientWidth, x - this.left);
+    if (root.scrollLeft !== before[0] || root.scrollTop !== before[1]) this.draw();
   }
 
   say(found) {
@@ -1277,7 +1281,7 @@ export class Explorer {
       this.showControls();
       this.showFacts();
       this.redraw({ grid: other });
-      this.grid.reveal(this.state.layer);
+      this.grid.reveal(this.state);
       this.say(this.notice ?? "");
       this.notice = "";
       if (this.firstPaint === undefined) this.firstPaint = performance.now();

@@ -43,8 +43,8 @@ class Kept:
     Attributes
     ----------
     exact : every map in float32, as it was recorded.
-    fewest, median : else, steps between the lowest and highest value of a single head's map: of the map with the fewest, and of half
-        of the maps at least; 0 if single heads are left out.
+    fewest, median : else, steps between the lowest and highest value of a single head's map: of the map with the fewest, and of
+        half of the maps at least; 0 if single heads are left out.
     at_timesteps : whether single heads are there at each timestep too, and not as their mean over timesteps alone.
     """
 
@@ -66,8 +66,8 @@ class Kept:
             if self.fewest == FINEST:
                 least = f"in {FINEST + 1} levels"
             said = (
-                f"Maps of single heads are kept {least}: off by at most {0.5 / self.fewest:.1%} of a map's range, most where it looks like "
-                f"noise; {means}"
+                f"Maps of single heads are kept {least}: off by at most {0.5 / self.fewest:.1%} of a map's range, most where it "
+                f"looks like noise; {means}"
             )
         return said if self.at_timesteps else f"{said} Single heads are there as their mean over timesteps."
 
@@ -221,7 +221,8 @@ def page_source(contents: Mapping[str, Any], blocks: Iterable[tuple[str, bytes]]
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n<meta name='referrer' content='no-referrer'>\n"
-        f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<div id='explorer'>This view needs JavaScript.</div>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        "<div id='explorer'>This view needs JavaScript.</div>\n"
         f"<script type='application/json' id='contents'>{data}</script>\n"
     ]
     parts += [f"<script type='text/plain' id='{name}'>{to_text(content)}</script>\n" for name, content in blocks]

@@ -51,7 +51,7 @@ def quantise(maps: Maps, grid: PatchGrid, *, levels: int | Whole = FINEST) -> tu
         If there are fewer than 1 or more than ``FINEST`` levels.
     """
     steps = np.broadcast_to(np.asarray(levels, dtype=np.float64), len(maps))
-    if len(maps) and not (1 <= steps.min() and steps.max() <= FINEST):
+    if len(maps) and not (steps.min() >= 1 and steps.max() <= FINEST):
         raise InputError(f"levels must be 1 to {FINEST}, found {levels}.")
     known = np.isfinite(maps) & (grid.weight > 0)
     low = np.min(maps, axis=(1, 2), initial=np.inf, where=known)
@@ -59,7 +59,7 @@ def quantise(maps: Maps, grid: PatchGrid, *, levels: int | Whole = FINEST) -> tu
     empty = low > high
     scales = np.stack([np.where(empty, 0, low), np.where(empty, 0, high)], axis=1).astype(np.float32)
     width = scales[:, 1].astype(np.float64) - scales[:, 0]
-    factor = (steps / np.where(width > 0, width, 1))[:, None, None].astype(np.float32)
+    factor = (steps / np.where(width > 0, width, 1))[:, None, None]
     with np.errstate(invalid="ignore"):
         rounded = np.rint((maps - scales[:, :1, None]) * factor)
         whole = np.where(known, np.clip(rounded, 0, steps[:, None, None]), np.where(np.isfinite(maps), 0, MISSING))
@@ -124,8 +124,8 @@ def exact_heads(sheet: Sheet) -> bytes:
 def _packed(
     maps: Sequence[Maps], grids: Sequence[PatchGrid], levels: Sequence[Whole], *, counted: bool = True
 ) -> bytes:
-    """Of all maps in their order: scales (float32, lowest and highest), levels, the number that most patches have, and the numbers of
-    the patches counted from there. Little-endian.
+    """Of all maps in their order: scales (float32, lowest and highest), levels, the number that most patches have, and the numbers
+    of the patches counted from there. Little-endian.
 
     Counted from the commonest number, maps of every sign and level are alike to a code that is made for all of them: it halves
     what they take.

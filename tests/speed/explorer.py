@@ -5,14 +5,14 @@ python -m tests.speed.explorer --maps random --layers 8
 
 ``first_paint_ms`` runs from the start of the navigation to the first map on the screen. ``interaction_ms`` is the median of what
 happens between an action (a word, a map of the grid, a slider, a key) and the frame that shows what it did, where the maps of the
-word are unpacked first; ``word_ms`` is that of words alone. Both are taken from the page itself in Debian's Chromium, without a GPU.
+word are unpacked first; ``word_ms`` is that of words alone. Both are taken from the page itself in Debian's Chromium, without a
+GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import tempfile
 import time
@@ -27,19 +27,11 @@ from probe.attention import AttentionRecord
 from probe.layers import LayerAttention
 from probe.widgets.html import write_html
 from tests.records import make_grid, make_record
+from tests.widgets.browsers import CHROMIUM_FLAGS, Watched, chromium
 
-__all__ = ["CHROMIUM_FLAGS", "measure", "real_size_record"]
+__all__ = ["measure", "real_size_record"]
 
-CHROMIUM_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-WORDS = "a young man in a red shirt throws a large white frisbee to his brown dog on the green grass near two old trees".split()
+TEXT = "a young man in a red shirt throws a large white frisbee to his brown dog on the green grass near two old trees"
 ROUNDS = 12
 
 
@@ -51,7 +43,8 @@ def real_size_record(*, maps: str = "real", layers: int = 32, heads: int = 32, t
     maps : "random": of normal logits, which no compression shortens; "real": as language models have them, a few sinks that every
         token looks at, one place that the token is about, and noise, each head more or less sharp.
     """
-    text = " ".join((WORDS * (tokens // len(WORDS) + 1))[: tokens - 1])
+    words = TEXT.split()
+    text = " ".join((words * (tokens // len(words) + 1))[: tokens - 1])
     base = make_record(layers=1, heads=1, text=text, grid=make_grid(24, 24, image_size=(336, 336)))
     rng = np.random.default_rng(0)
     rows, cols = np.mgrid[:24, :24]
@@ -89,7 +82,7 @@ _TIMED = """async (actions) => {
     await new Promise((done) => setTimeout(done, 30));
     const start = performance.now();
     if (kind === "word") [...document.querySelectorAll(".word:not(:disabled)")][value].click();
-    if (kind === "head") explorer.set({ layer: value % 32, head: (7 * value) % 32 });
+    if (kind === "head") explorer.set({ layer: value % explorer.counts().layer, head: (7 * value) % 32 });
     if (kind === "slider") {
       const input = document.querySelector(".slider input");
       input.value = value;
@@ -110,12 +103,12 @@ def measure(page_file: Path, *, rounds: int = ROUNDS) -> dict[str, Any]:
 
     actions = [[kind, number + 1] for number in range(rounds) for kind in ("word", "head", "slider", "key")]
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=list(CHROMIUM_FLAGS))
+        browser = driver.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
         paints = []
         for _ in range(3):
             page = browser.new_page(viewport={"width": 1360, "height": 900})
             page.goto(page_file.as_uri())
-            page.wait_for_function("document.getElementById('explorer').explorer?.firstPaint")
+            Watched(page).wait()
             paints.append(page.evaluate("document.getElementById('explorer').explorer.firstPaint"))
             timed = page.evaluate(_TIMED, actions) if len(paints) == 3 else []
             page.close()

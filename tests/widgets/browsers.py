@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CHROMIUM_FLAGS", "Watched", "lab_server", "notebook"]
+__all__ = ["CHROMIUM_FLAGS", "Watched", "chromium", "lab_server", "notebook"]
 
 CHROMIUM_FLAGS = (
     "--no-sandbox",
@@ -44,20 +44,26 @@ class Watched:
         self.page = page
         self.faults: list[str] = []
         self.requests: list[str] = []
-        page.on("console", lambda one: self.faults.append(one.text) if one.type == "error" else None)
+        page.on("console", self._hear)
         page.on("pageerror", lambda one: self.faults.append(str(one)))
         page.on("request", lambda one: self._note(one.url))
         page.on("websocket", lambda one: self._note(one.url))
+
+    def _hear(self, one: Any) -> None:
+        # JupyterLab asks its server for a language server that is not there, whatever notebook is open.
+        if one.type == "error" and "/lsp/status" not in one.location.get("url", ""):
+            self.faults.append(one.text)
 
     def _note(self, url: str) -> None:
         if not url.startswith(("data:", "blob:")):
             self.requests.append(url)
 
     def do(self, script: str, argument: Any = None) -> Any:
-        """What a function of (explorer, argument) gives back, after everything that it set off was drawn."""
+        """What a function of (explorer, argument) gives back: called when all is drawn, and what it sets off is waited for."""
         return self.page.evaluate(
             "async (argument) => {"
             "  const explorer = document.querySelector('.groundprobe').explorer;"
+            "  await explorer.settled;"
             f"  const found = await ({script})(explorer, argument);"
             "  await explorer.settled;"
             "  return found;"
@@ -65,9 +71,24 @@ class Watched:
             argument,
         )
 
+    def until(self, condition: str, *, seconds: float = 60) -> None:
+        """Waits for a condition in the page; the driver's own way of waiting needs `eval`, which a page forbids."""
+        self.page.evaluate(
+            """([condition, end]) => new Promise((done, fail) => {
+              const look = () => {
+                if (CONDITION) done();
+                else if (performance.now() > end) fail(new Error(`never came true: ${condition}`));
+                else setTimeout(look, 10);
+              };
+              end += performance.now();
+              look();
+            })""".replace("CONDITION", condition),
+            [condition, 1e3 * seconds],
+        )
+
     def wait(self) -> None:
         """Until the first map is drawn."""
-        self.page.wait_for_function("document.querySelector('.groundprobe')?.explorer?.firstPaint", timeout=60_000)
+        self.until("document.querySelector('.groundprobe')?.explorer?.firstPaint")
 
 
 def notebook(path: Path, *cells: str) -> None:
