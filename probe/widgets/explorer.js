@@ -603,6 +603,9 @@ class Panel {
       table.append(line);
     });
     this.table.append(table);
+    if (rows.some((one) => one.values.includes(undefined))) {
+      this.table.append(element("p", "small", "“other phrase” of single heads is not kept in this file."));
+    }
   }
 }
 
@@ -1326,6 +1329,7 @@ export class Explorer {
       const rows = whole && panel.data ? await this.source.scores(one, phrase.mask) : null;
       if (ticket !== this.ticket) return;
       panel.score(rows, this.contents.columns);
+      if (whole && panel.data && !rows) panel.table.append(element("p", "small", "Scores of this map are not kept in this file."));
       if (phrase && !whole && panel.data) panel.table.append(element("p", "small", `Scores are of the whole phrase “${phrase.text}”.`));
     }));
   }
