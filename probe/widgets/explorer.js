@@ -916,8 +916,6 @@ export class Explorer {
     this.root.replaceChildren();
     this.root.classList.add("groundprobe");
     this.root.tabIndex = -1;
-    // Letters are commands of a notebook too; here they are ours.
-    this.root.setAttribute("data-lm-suppress-shortcuts", "true");
     this.top = element("header", "top");
     this.heading = element("span", "heading");
     this.help = button("plain", "keys", "Which keys do what", () => this.keys.toggleAttribute("hidden"));
@@ -1155,7 +1153,10 @@ export class Explorer {
 
   key(event) {
     const inside = event.target;
-    if (event.ctrlKey || event.metaKey || event.altKey || inside.matches("select, input[type=range], input[type=checkbox]")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    // Letters are commands of a notebook too, also those that do nothing here: "x" would cut the cell. It may run its cells.
+    if (!(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
+    if (inside.matches("select, input[type=range], input[type=checkbox]")) return;
     if (inside.matches("button") && (event.key === " " || event.key === "Enter")) return;
     const { layer, head } = this.state;
     const counts = this.counts();
@@ -1187,7 +1188,6 @@ export class Explorer {
     const action = actions[event.key];
     if (!action) return;
     event.preventDefault();
-    event.stopPropagation();
     action();
   }
 

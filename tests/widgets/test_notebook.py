@@ -104,8 +104,11 @@ def test_its_keys_are_not_the_notebooks(lab):
     found, _ = lab
     cells = found.page.locator(".jp-Notebook .jp-CodeCell").count()
     found.do("(explorer) => explorer.set({ layer: 1, head: 1, compare: [] })")
+    found.page.locator(".grid-head").click()  # on the view: the notebook is then in its command mode
     found.page.locator(".grid").focus()
-    for key in ("c", "h", "a", "ArrowDown", "ArrowDown"):  # "a" would put a cell above, "c" copy this one
+    assert found.page.locator(".jp-Notebook.jp-mod-commandMode").count() == 1
+    # To a notebook "b" means to add a cell, and "x" to cut this one.
+    for key in ("c", "b", "h", "a", "ArrowDown", "ArrowDown", "x"):
         found.page.keyboard.press(key)
         found.do(STATE)
     state = found.do(STATE)
