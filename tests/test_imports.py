@@ -38,6 +38,18 @@ FORBIDDEN = {
     "probe.analysis": (*MODELS, "probe.plots", "matplotlib"),
     "probe.plots": (*MODELS, "probe.lab"),
     "probe.grounding": MODELS,
+    "probe.widgets": MODELS,
+    # A page is written without the packages that a view in a notebook needs.
+    **{
+        f"probe.widgets.{name}": (
+            "anywidget",
+            "ipywidgets",
+            "traitlets",
+            "probe.widgets.live",
+            "probe.widgets.explorer",
+        )
+        for name in ("contents", "html", "packing", "scores", "sheets")
+    },
     "probe.evaluation": MODELS,
     "probe.lab": ("probe.capture", "probe.analysis", "probe.runs", "probe.plots", "probe.evaluation"),
     "probe.difflmm": (
@@ -157,11 +169,14 @@ def test_the_list_of_commands_loads_nothing_heavy():
 
 def test_records_are_loaded_scored_and_drawn_without_the_model_libraries():
     code = (
-        "import sys; sys.modules.update(transformers=None, diffusers=None)\n"
+        "import sys; sys.modules.update(transformers=None, diffusers=None, anywidget=None, ipywidgets=None, traitlets=None)\n"
         "import probe, probe.files, probe.analysis.heads, probe.plots, probe.evaluation.sources\n"
-        "import probe.grounding.sam\n"
+        "import probe.grounding.sam, probe.widgets.html\n"
         "probe.load, probe.save, probe.score_heads, probe.plots.phrases, probe.plots.heads, probe.read_image\n"
-        "probe.attend_and_segment\n"
+        "probe.attend_and_segment, probe.explore\n"
+        "import tempfile, pathlib; from tests.records import make_record\n"
+        "page = probe.widgets.write_html(make_record(), pathlib.Path(tempfile.mkdtemp()) / 'view.html')\n"
+        "assert page.path.stat().st_size > 10_000\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr

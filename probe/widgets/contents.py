@@ -22,7 +22,7 @@ from probe.images import recorded_image
 from probe.layout import PatchGrid
 from probe.outlines import outline_path
 from probe.widgets.scores import COLUMNS, SHOWN_METRICS, PhraseScores
-from probe.widgets.sheets import of_view, readings_of, timesteps_of, view_names
+from probe.widgets.sheets import is_whole, of_view, readings_of, timesteps_of, view_names
 
 __all__ = ["VERSION", "Shown", "contents_of", "first_tokens", "gather", "picture_number"]
 
@@ -190,6 +190,7 @@ def _record(record: AttentionRecord, label: str, scores: PhraseScores | None) ->
         "phrases": phrases,
         "note": note,
         "readings": list(readings_of(record)),
+        "whole": is_whole(record),
         "signed": record.quantity == "contribution",
         # Raw values can be laid on one scale only where these are the same.
         "kind": [record.quantity, record.query_kind, record.softmax_over],
@@ -241,10 +242,13 @@ def _facts(record: AttentionRecord) -> list[tuple[str, str]]:
         "tokens": "words: each patch spreads 1 over the words",
         "patches": "patches: each row spreads 1 over the image",
     }.get(record.softmax_over or "", "no softmax")
+    what = f"{record.quantity} of each {record.query_kind}{row}"
+    if record.quantity == "contribution":
+        what = f"contribution of each patch to the similarity with the text, through the {record.query_kind}"
     facts = [
-        ("quantity", f"{record.quantity} of each {record.query_kind}{row}"),
+        ("quantity", what),
         ("softmax over", over),
-        ("model", f"{source.model} ({source.family}), {source.kernel} attention in {source.dtype}"),
+        ("model", f"{source.model} ({source.family}), kernel {source.kernel}, {source.dtype}"),
         ("picture as prepared", source.preparation),
         ("prompt", source.prompt),
         ("certificate", f"{checked}, largest error {proof.max_error:.1e} in {proof.rows} checked rows"),

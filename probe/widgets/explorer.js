@@ -3,9 +3,9 @@
 
 const VERSION = 1;
 const MISSING = 255; // stands for a patch without a value
-const FINEST = 254; // levels of a map that nothing had to be saved on
 const MOST_PANELS = 8;
 const KEPT_SHEETS = 12; // of about two megabytes each at 32 layers x 32 heads
+const KEPT_BYTES = 60e6; // of unpacked words of a page
 const PLAY_MS = 400;
 const PANEL_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]; // Okabe and Ito
 const KEYS = [
@@ -39,6 +39,7 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const sameList = (one, other) => one.length === other.length && one.every((each, i) => each === other[i]);
 
 function bytesOf(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
   const letters = atob(text);
   const bytes = new Uint8Array(letters.length);
   for (let i = 0; i < letters.length; i += 1) bytes[i] = letters.charCodeAt(i);
@@ -70,23 +71,27 @@ function share(value) {
 
 const cells = (grid) => grid.rows.length * grid.cols.length;
 
-// Maps of so many patches each, from their scales and then their whole numbers; or, without levels, exact ones.
-function unpack(bytes, offset, counts, levels) {
-  if (levels === null) return unpackExact(bytes, offset, counts);
+// Maps of so many patches each: scales, levels, the commonest number of each, and numbers counted from there; or exact ones.
+function unpack(bytes, offset, counts, exact) {
+  if (exact) return unpackExact(bytes, offset, counts);
   const scales = new Float32Array(bytes.slice(offset, offset + counts.length * 8).buffer);
-  let at = offset + counts.length * 8;
+  const levels = bytes.subarray(offset + counts.length * 8);
+  const commonest = levels.subarray(counts.length);
+  let at = offset + counts.length * 10;
   const errors = [];
+  const all = new Float32Array(counts.reduce((sum, count) => sum + count, 0));
+  let to = 0;
   const maps = counts.map((count, index) => {
     const low = scales[2 * index];
-    const step = (scales[2 * index + 1] - low) / levels;
-    const map = new Float32Array(count);
+    const step = (scales[2 * index + 1] - low) / levels[index];
+    const start = commonest[index];
     for (let i = 0; i < count; i += 1) {
-      const whole = bytes[at + i];
-      map[i] = whole === MISSING ? NaN : low + whole * step;
+      const moved = bytes[at + i] + start;
+      all[to + i] = bytes[at + i] === MISSING ? NaN : low + (moved >= MISSING ? moved - MISSING : moved) * step;
     }
     at += count;
     errors.push(step / 2);
-    return map;
+    return all.subarray(to, (to += count));
   });
   return { maps, errors };
 }
@@ -98,17 +103,17 @@ function unpackExact(bytes, offset, counts) {
   return { maps, errors: counts.map(() => 0) };
 }
 
-function readMeans(bytes, view, levels) {
+function readMeans(bytes, view, exact) {
   const count = cells(view.grids[view.overall]);
   const overall = new Float32Array(bytes.slice(0, 4 * count).buffer);
   const counts = view.layers.map((one) => cells(view.grids[one.grid]));
-  const { maps, errors } = unpack(bytes, 4 * count, counts, levels);
+  const { maps, errors } = unpack(bytes, 4 * count, counts, exact);
   return { overall, means: maps, meanErrors: errors };
 }
 
-function readHeads(bytes, view, levels) {
+function readHeads(bytes, view, exact) {
   const counts = view.layers.flatMap((one) => one.heads.map(() => cells(view.grids[one.grid])));
-  const { maps, errors } = unpack(bytes, 0, counts, levels);
+  const { maps, errors } = unpack(bytes, 0, counts, exact);
   let at = 0;
   const heads = [];
   const headErrors = [];
@@ -172,7 +177,9 @@ class PageSource {
   constructor(contents, page) {
     this.contents = contents;
     this.page = page;
-    this.tokens = new Cache(24);
+    this.blocks = new Map();
+    this.unpacked = 0; // bytes of blocks that are kept
+    this.tokens = new Cache(KEPT_SHEETS);
     this.sheets = new Cache(KEPT_SHEETS);
     this.numbers = new Cache(400);
   }
@@ -198,15 +205,35 @@ class PageSource {
     return this.tokens.get(place, async () => {
       const shape = this.contents.records[record].views[view];
       const [means, heads] = await Promise.all([this.block(`means-${place}`), this.block(`heads-${place}`)]);
-      const { exact, levels } = this.contents.kept;
+      const { exact } = this.contents.kept;
       const missing = { heads: null, headErrors: null };
-      return { ...readMeans(means, shape, exact ? null : FINEST), ...(heads ? readHeads(heads, shape, levels) : missing) };
+      return { ...readMeans(means, shape, exact), ...(heads ? readHeads(heads, shape, exact) : missing) };
     });
   }
 
-  async block(name) {
+  block(name) {
+    const known = this.blocks.get(name);
+    if (known) return known;
     const found = this.page.getElementById(name);
-    return found ? inflate(bytesOf(found.textContent)) : null;
+    if (!found) return Promise.resolve(null);
+    const made = inflate(bytesOf(found.textContent));
+    if (this.unpacked < KEPT_BYTES) {
+      this.blocks.set(name, made);
+      made.then((bytes) => (this.unpacked += bytes.length), () => this.blocks.delete(name));
+    }
+    return made;
+  }
+
+  // While nobody waits, the words that may be clicked next are unpacked.
+  prepare({ record, view, timestep }) {
+    const tokens = this.contents.records[record].tokens.map((_, token) => token);
+    const names = [...tokens, "mean"].flatMap((token) => ["means", "heads"].map((kind) => [kind, record, view, timestep ?? "mean", token].join("-")));
+    const wait = window.requestIdleCallback ?? ((work) => setTimeout(work, 50));
+    const next = () => {
+      const name = names.shift();
+      if (name && this.unpacked < KEPT_BYTES) this.block(name).then(() => wait(next), () => {});
+    };
+    wait(next);
   }
 
   exact() {
@@ -248,6 +275,7 @@ class KernelSource {
     this.contents = contents;
     this.model = model;
     this.waiting = new Map();
+    this.patience = 20000; // milliseconds
     this.sheets = new Cache(KEPT_SHEETS);
     this.maps = new Cache(400);
     this.next = 0;
@@ -266,7 +294,7 @@ class KernelSource {
       const timer = setTimeout(() => {
         this.waiting.delete(id);
         reject(new Error("The kernel does not answer: it is busy or gone. Run the cell again when it is free."));
-      }, 20000);
+      }, this.patience);
       this.waiting.set(id, { resolve, reject, timer });
       this.model.send({ id, kind, ...selection });
     });
@@ -289,7 +317,7 @@ class KernelSource {
     return this.sheets.get([record, view, timestep, tokens.join("+"), reading].join("|"), async () => {
       const { bytes } = await this.ask("sheet", { record, view, timestep, tokens, reading });
       const shape = this.contents.records[record].views[view];
-      return { ...readMeans(bytes[0], shape, null), ...readHeads(bytes[1], shape, FINEST) };
+      return { ...readMeans(bytes[0], shape, true), ...readHeads(bytes[1], shape, false) };
     });
   }
 
@@ -331,17 +359,15 @@ function css(table, index) {
 }
 
 // Largest value, and with signed maps the largest distance from zero, of the patches that show some of the image.
-function extreme(maps, signed) {
+function extreme({ values, grid }, signed) {
   let most = 0;
-  for (const { values, grid } of maps) {
-    for (let row = 0; row < grid.rows.length; row += 1) {
-      if (!grid.rows[row][2]) continue;
-      for (let col = 0; col < grid.cols.length; col += 1) {
-        if (!grid.cols[col][2]) continue;
-        const value = values[row * grid.cols.length + col];
-        const size = signed ? Math.abs(value) : value;
-        if (size > most) most = size;
-      }
+  const cols = grid.cols.length;
+  for (let row = 0; row < grid.rows.length; row += 1) {
+    if (!grid.rows[row][2]) continue;
+    for (let col = 0; col < cols; col += 1) {
+      const value = values[row * cols + col];
+      const size = signed && value < 0 ? -value : value;
+      if (size > most && grid.cols[col][2]) most = size;
     }
   }
   return most;
@@ -542,7 +568,7 @@ class Panel {
     const { values, grid, error } = this.data;
     const cell = this.cell();
     if (!at) {
-      replaceText(this.readout, `${grid.rows.length} × ${grid.cols.length} patches; largest ${number(extreme([this.data], false), error)}`);
+      replaceText(this.readout, `${grid.rows.length} × ${grid.cols.length} patches; largest ${number(extreme(this.data, false), error)}`);
     } else if (!cell) {
       replaceText(this.readout, "no patch: cropped away, unseen by the model");
     } else {
@@ -577,6 +603,9 @@ class Panel {
       table.append(line);
     });
     this.table.append(table);
+    if (rows.some((one) => one.values.includes(undefined))) {
+      this.table.append(element("p", "small", "“other phrase” of single heads is not kept in this file."));
+    }
   }
 }
 
@@ -615,15 +644,28 @@ class HeadGrid {
     this.record = record;
     this.view = record.views[selection.view];
     this.sheet = sheet;
+    this.scale = this.explorer.state.gridScale;
     this.rows.clear();
   }
 
+  // One scale for all maps ends where one patch in 200 goes beyond it: a single patch of great weight would leave all else blank.
   limits() {
-    const { state } = this.explorer;
-    if (!this.sheet || state.gridScale === "own") return null;
-    const maps = this.view.layers.flatMap((layer, i) => (this.sheet.heads ? this.sheet.heads[i] : [this.sheet.means[i]]).map(
-      (values) => ({ values, grid: this.view.grids[layer.grid] })));
-    return limitsOf(extreme(maps, this.record.signed), this.record.signed);
+    if (!this.sheet || this.explorer.state.gridScale === "own") return null;
+    const { signed } = this.record;
+    const total = this.view.layers.reduce((sum, one) => sum + one.heads.length * cells(this.view.grids[one.grid]), 0);
+    const every = Math.ceil(total / 20000); // of very many patches some tell enough
+    const sizes = [];
+    this.view.layers.forEach((layer, i) => {
+      const { rows, cols } = this.view.grids[layer.grid];
+      for (const values of this.sheet.heads ? this.sheet.heads[i] : [this.sheet.means[i]]) {
+        for (let at = i % every; at < values.length; at += every) {
+          const value = signed ? Math.abs(values[at]) : values[at];
+          if (value === value && rows[Math.floor(at / cols.length)][2] && cols[at % cols.length][2]) sizes.push(value);
+        }
+      }
+    });
+    const sorted = Float32Array.from(sizes).sort();
+    return limitsOf(sorted[Math.floor(0.995 * (sorted.length - 1))] ?? 0, signed);
   }
 
   // Sizes in pixels of the page: a cell has the shape of the image, as large as fits.
@@ -638,7 +680,8 @@ class HeadGrid {
     const room = (width - this.left - 8) / this.columns - this.gap;
     // Wide cells of few layers would fill the screen, and of many be too small to see.
     const shape = clamp(wide / tall, 0.5, 2);
-    this.cellWidth = clamp(room, 18, 92 * Math.sqrt(shape));
+    const high = ((0.78 * window.innerHeight - this.top - 20) / this.view.layers.length - this.gap) * shape;
+    this.cellWidth = clamp(Math.min(room, Math.max(high, 30)), 16, 110 * Math.sqrt(shape));
     this.cellHeight = clamp(this.cellWidth / shape, 10, 140);
     this.meanGap = 6; // between the layer's mean and its heads
   }
@@ -670,24 +713,24 @@ class HeadGrid {
     context.setTransform(density, 0, 0, density, 0, 0);
     context.clearRect(0, 0, width, height);
     const dark = isDark(this.root);
-    const key = `${dark} ${this.explorer.state.gridScale}`;
-    if (key !== this.key) this.rows.clear();
-    this.key = key;
+    if (dark !== this.dark) this.rows.clear();
+    this.dark = dark;
     if (!this.rows.size) this.shared = this.limits();
     const [scrollX, scrollY] = [this.root.scrollLeft, this.root.scrollTop];
     const colour = getComputedStyle(this.root);
+    const ground = colour.getPropertyValue("--ground");
     context.font = "10px system-ui, sans-serif";
-    context.fillStyle = colour.getPropertyValue("--quiet");
     this.drawn = 0;
     const first = Math.max(0, Math.floor((scrollY - this.top) / (this.cellHeight + this.gap)));
     for (let layer = first; layer < this.view.layers.length && this.y(layer) < scrollY + height; layer += 1) {
-      this.drawRow(context, layer, scrollX, scrollY, width, dark, colour);
+      this.drawRow(context, layer, scrollX, scrollY, width, dark, ground);
     }
     this.names(context, scrollX, scrollY, width, colour);
     this.mark();
+    this.say(null);
   }
 
-  drawRow(context, layer, scrollX, scrollY, width, dark, colour) {
+  drawRow(context, layer, scrollX, scrollY, width, dark, ground) {
     if (!this.sheet) return;
     const one = this.view.layers[layer];
     const grid = this.view.grids[one.grid];
@@ -695,12 +738,12 @@ class HeadGrid {
     const count = 1 + (this.sheet.heads ? one.heads.length : 0);
     const place = placeOf(grid, this.view.size);
     const y = this.y(layer) - scrollY;
+    context.fillStyle = ground;
     // Fewer pixels than patches are averaged, and more show each patch as it is.
     context.imageSmoothingEnabled = this.cellWidth * (window.devicePixelRatio || 1) < grid.cols.length;
     for (let column = 0; column < count; column += 1) {
       const x = this.x(column) - scrollX;
       if (x + this.cellWidth < this.left || x > width) continue;
-      context.fillStyle = colour.getPropertyValue("--ground");
       context.fillRect(x, y, this.cellWidth, this.cellHeight);
       context.drawImage(
         atlas, column * grid.cols.length + place.from[1], place.from[0], place.size[1], place.size[0],
@@ -725,15 +768,14 @@ class HeadGrid {
     const { signed } = this.record;
     const table = this.explorer.colours.table(dark, signed);
     maps.forEach((values, index) => {
-      const limits = this.shared ?? limitsOf(extreme([{ values, grid }], signed), signed);
-      const [low, high] = limits;
+      const [low, high] = this.shared ?? limitsOf(extreme({ values, grid }, signed), signed);
       const factor = 255 / (high - low);
-      for (let row = 0; row < rows; row += 1) {
-        for (let col = 0; col < cols; col += 1) {
-          const value = values[row * cols + col];
-          if (!(value >= low) && !signed) continue;
-          const place = Math.round((value - low) * factor);
-          words[row * canvas.width + index * cols + col] = table[place > 255 ? 255 : place < 0 ? 0 : place];
+      for (let row = 0, at = 0; row < rows; row += 1) {
+        for (let col = 0, to = row * canvas.width + index * cols; col < cols; col += 1, at += 1, to += 1) {
+          const place = (values[at] - low) * factor + 0.5;
+          if (place >= 255) words[to] = table[255];
+          else if (place >= 0.5) words[to] = table[place | 0];
+          else if (signed && place < 0.5) words[to] = table[0]; // below a scale that begins at zero, and without a value: nothing
         }
       }
     });
@@ -801,17 +843,21 @@ class HeadGrid {
     return { layer, head: column ? column - 1 : null };
   }
 
-  reveal(layer) {
+  // Scrolls until a map is in sight.
+  reveal({ layer, head }) {
     if (layer === null || !this.view) return;
-    const y = this.y(layer);
-    if (y < this.root.scrollTop + this.top) this.root.scrollTop = y - this.top;
-    const end = y + this.cellHeight + this.gap;
-    if (end > this.root.scrollTop + this.root.clientHeight) this.root.scrollTop = end - this.root.clientHeight;
+    const { root } = this;
+    const before = [root.scrollLeft, root.scrollTop];
+    const [x, y] = [this.x(head === null ? 0 : head + 1), this.y(layer)];
+    root.scrollTop = clamp(root.scrollTop, y + this.cellHeight + this.gap - root.clientHeight, y - this.top);
+    root.scrollLeft = clamp(root.scrollLeft, x + this.cellWidth + this.gap - root.clientWidth, x - this.left);
+    if (root.scrollLeft !== before[0] || root.scrollTop !== before[1]) this.draw();
   }
 
   say(found) {
     if (!found || !this.sheet) {
-      replaceText(this.readout, "Click a map to see it large, shift-click to compare.");
+      const scale = this.shared ? "One patch in 200 goes beyond the scale and is drawn as its end." : "Colours tell shapes here, not sizes.";
+      replaceText(this.readout, `Click a map to see it large, shift-click to compare. ${scale}`);
       return;
     }
     const layer = this.view.layers[found.layer];
@@ -820,7 +866,7 @@ class HeadGrid {
     const values = one ? this.sheet.means[found.layer] : this.sheet.heads[found.layer][found.head];
     const error = one ? this.sheet.meanErrors[found.layer] : this.sheet.headErrors[found.layer][found.head];
     const what = one ? `mean over ${layer.heads.length} heads` : `head ${headName(layer.heads[found.head])}`;
-    replaceText(this.readout, `layer ${found.layer}, ${what}: largest ${number(extreme([{ values, grid }], false), error)} (${layer.name})`);
+    replaceText(this.readout, `layer ${found.layer}, ${what}: largest ${number(extreme({ values, grid }, false), error)} (${layer.name})`);
   }
 }
 
@@ -870,8 +916,6 @@ export class Explorer {
     this.root.replaceChildren();
     this.root.classList.add("groundprobe");
     this.root.tabIndex = -1;
-    // Letters are commands of a notebook too; here they are ours.
-    this.root.setAttribute("data-lm-suppress-shortcuts", "true");
     this.top = element("header", "top");
     this.heading = element("span", "heading");
     this.help = button("plain", "keys", "Which keys do what", () => this.keys.toggleAttribute("hidden"));
@@ -903,7 +947,8 @@ export class Explorer {
     const above = element("div", "grid-head");
     this.gridTitle = element("span", "small-heading");
     this.gridScale = this.choice([["shared", "one scale for all"], ["own", "each map its own scale"]], "gridScale");
-    above.append(this.gridTitle, this.gridScale);
+    this.gridBar = element("span", "mini");
+    above.append(this.gridTitle, this.gridBar, this.gridScale);
     right.append(above, this.grid.root, this.grid.readout);
     main.append(left, right);
     this.facts = element("dl", "facts");
@@ -1108,7 +1153,10 @@ export class Explorer {
 
   key(event) {
     const inside = event.target;
-    if (event.ctrlKey || event.metaKey || event.altKey || inside.matches("select, input[type=range], input[type=checkbox]")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    // Letters are commands of a notebook too, also those that do nothing here: "x" would cut the cell. It may run its cells.
+    if (!(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
+    if (inside.matches("select, input[type=range], input[type=checkbox]")) return;
     if (inside.matches("button") && (event.key === " " || event.key === "Enter")) return;
     const { layer, head } = this.state;
     const counts = this.counts();
@@ -1140,7 +1188,6 @@ export class Explorer {
     const action = actions[event.key];
     if (!action) return;
     event.preventDefault();
-    event.stopPropagation();
     action();
   }
 
@@ -1229,17 +1276,20 @@ export class Explorer {
       this.fitPanels(overrides);
       selections.forEach((one, i) => this.panels[i].show(one, ...this.mapOf(one, sheets[i])));
       this.sheets = sheets;
-      if (this.grid.sheet !== sheets[0] || this.grid.view !== this.viewOf(selections[0])) this.grid.show(selections[0], sheets[0]);
+      const { grid } = this;
+      const other = sheets[0] !== grid.sheet || this.viewOf(selections[0]) !== grid.view || this.state.gridScale !== grid.scale;
+      if (other) this.grid.show(selections[0], sheets[0]);
       this.grid.selection = selections[0];
       this.showText();
       this.showControls();
       this.showFacts();
-      this.redraw();
-      this.grid.reveal(this.state.layer);
+      this.redraw({ grid: other });
+      this.grid.reveal(this.state);
       this.say(this.notice ?? "");
       this.notice = "";
       if (this.firstPaint === undefined) this.firstPaint = performance.now();
       await this.refine(selections, ticket);
+      if (ticket === this.ticket) this.source.prepare?.(selections[0]);
     } catch (error) {
       if (ticket === this.ticket) this.say(error.message);
     }
@@ -1252,7 +1302,7 @@ export class Explorer {
     if (!sheet) return [null, "This record's text does not say these words."];
     const { layer, head } = selection;
     const grid = view.grids[layer === null ? view.overall : view.layers[layer].grid];
-    if (selection.reading === "minus mean" && selection.tokens.length === record.tokens.length && record.readings.length > 1) {
+    if (selection.reading === "minus mean" && record.whole && selection.tokens.length === record.tokens.length) {
       return [null, "All tokens of the text: their mean minus itself is zero everywhere. Choose some words."];
     }
     if (layer === null) return [{ values: sheet.overall, grid, error: 0 }, null];
@@ -1279,6 +1329,7 @@ export class Explorer {
       const rows = whole && panel.data ? await this.source.scores(one, phrase.mask) : null;
       if (ticket !== this.ticket) return;
       panel.score(rows, this.contents.columns);
+      if (whole && panel.data && !rows) panel.table.append(element("p", "small", "Scores of this map are not kept in this file."));
       if (phrase && !whole && panel.data) panel.table.append(element("p", "small", `Scores are of the whole phrase “${phrase.text}”.`));
     }));
   }
@@ -1307,7 +1358,7 @@ export class Explorer {
     const groups = new Map();
     this.panels.forEach((panel, i) => {
       const { signed } = this.contents.records[panel.selection.record];
-      const most = panel.data ? extreme(this.scaleMaps(panel, i), signed) : 0;
+      const most = panel.data ? Math.max(...this.scaleMaps(panel, i).map((map) => extreme(map, signed))) : 0;
       groups.set(kind(panel), Math.max(groups.get(kind(panel)) ?? 0, most));
     });
     this.scales = groups.size;
@@ -1323,7 +1374,7 @@ export class Explorer {
       (values) => ({ values, grid: view.grids[layer.grid] })));
   }
 
-  redraw() {
+  redraw({ grid = true } = {}) {
     if (!this.panels.length || !this.panels[0].selection) return;
     const dark = isDark(this.root);
     this.root.classList.toggle("dark", dark);
@@ -1334,23 +1385,36 @@ export class Explorer {
       panel.draw(limits[i], dark);
       panel.read();
     });
-    this.grid.draw();
+    if (grid) {
+      this.grid.draw();
+      this.drawGridBar(dark);
+    } else this.grid.mark();
     this.drawBar(limits[0], dark);
     this.painted = (this.painted ?? 0) + 1;
   }
 
+  // The colours of a scale from left to right.
+  gradient(canvas, table) {
+    [canvas.width, canvas.height] = [256, 1];
+    const pixels = new ImageData(256, 1);
+    new Uint32Array(pixels.data.buffer).set(table);
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+    return canvas;
+  }
+
+  drawGridBar(dark) {
+    const { shared, record } = this.grid;
+    const [low, high] = shared ? shared.map((one) => number(one)) : [record.signed ? "−largest" : "0", "largest"];
+    const canvas = this.gradient(element("canvas"), this.colours.table(dark, record.signed));
+    this.gridBar.replaceChildren(element("span", "", low), canvas, element("span", "", high));
+  }
+
   drawBar([low, high], dark) {
     const record = this.contents.records[this.state.record];
-    const table = this.colours.table(dark, record.signed);
-    const context = this.barCanvas.getContext("2d");
-    [this.barCanvas.width, this.barCanvas.height] = [256, 1];
-    for (let i = 0; i < 256; i += 1) {
-      context.fillStyle = css(table, i);
-      context.fillRect(i, 0, 1, 1);
-    }
+    this.gradient(this.barCanvas, this.colours.table(dark, record.signed));
     this.barNumbers.replaceChildren(...[low, (low + high) / 2, high].map((one) => element("span", "", String(Number(one.toPrecision(3))))));
     const { reading } = this.state;
-    const minus = reading === "minus mean" ? ` minus its mean over all ${record.tokens.length} tokens (Eq. 3)` : "";
+    const minus = reading === "minus mean" ? " minus its mean over all tokens of the text (Eq. 3)" : "";
     const below = record.signed ? "" : "; below zero not drawn";
     const notes = [`${record.label_of_values}${minus}${below}`];
     if (this.panels.length > 1) {
@@ -1463,7 +1527,6 @@ export class Explorer {
     this.besideBox.label.hidden = this.contents.records.length < 2;
     const what = this.sheets[0]?.heads ? "layers (down) × heads (across)" : "layers, mean over heads";
     replaceText(this.gridTitle, `${what} of ${this.panels.length > 1 ? "A" : `“${this.wordsOf(this.state)}”`}`);
-    this.grid.say(null);
   }
 
   options(select, wanted, chosen) {

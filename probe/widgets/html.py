@@ -11,7 +11,7 @@ import hashlib
 import html
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,16 +21,17 @@ import numpy as np
 
 from probe.attention import AttentionRecord
 from probe.errors import InputError
+from probe.layout import PatchGrid
 from probe.widgets.contents import Shown, contents_of, gather
-from probe.widgets.packing import FINEST, deflate, pack_heads, pack_means, to_text
+from probe.widgets.packing import FINEST, choose_levels, deflate, exact_heads, pack_heads, pack_means, to_text
 from probe.widgets.scores import PhraseScores
 from probe.widgets.sheets import Sheet, make_sheet, mean_sheet, of_view, readings_of, timesteps_of, view_names
 from probe.writing import write_beside
 
 __all__ = ["Kept", "Page", "page_source", "write_html", "write_shown"]
 
-#: Steps between the lowest and the highest value of a head's map, from the finest: the first with which the file is small enough.
-LEVELS = (FINEST, 127, 63, 47, 31, 23, 15, 11, 7)
+#: Bits that a patch of a single head's map may take, from the most: the first with which the file is small enough is taken.
+BITS = (8.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0)
 #: So many sheets are packed to foresee how large all will be.
 SAMPLED = 6
 
@@ -42,25 +43,31 @@ class Kept:
     Attributes
     ----------
     exact : every map in float32, as it was recorded.
-    levels : else, steps between the lowest and highest value of a single head's map; ``None`` if single heads are left out.
+    fewest, median : else, steps between the lowest and highest value of a single head's map: of the map with the fewest, and of
+        half of the maps at least; 0 if single heads are left out.
     at_timesteps : whether single heads are there at each timestep too, and not as their mean over timesteps alone.
     """
 
     exact: bool
-    levels: int | None
+    fewest: int
+    median: int
     at_timesteps: bool = True
 
     @property
     def said(self) -> str:
-        """What the file holds of the record, and what is lost, as a sentence."""
+        """What the file holds of the record, and what is lost, in words."""
+        means = f"each layer's mean over heads in {FINEST + 1} levels; the mean over all layers exactly."
         if self.exact:
             said = "Every map is kept exactly."
-        elif self.levels is None:
-            return f"Each layer's mean over heads is kept in {FINEST + 1} levels; single heads are left out."
+        elif not self.fewest:
+            return f"Single heads are left out. Kept are {means}"
         else:
+            least = f"in at least {self.fewest + 1} levels, half of them in {self.median + 1} or more"
+            if self.fewest == FINEST:
+                least = f"in {FINEST + 1} levels"
             said = (
-                f"Maps of single heads are kept in {self.levels + 1} levels, off by at most {0.5 / self.levels:.1%} of each map's "
-                f"range; their means in {FINEST + 1} levels; the mean over all layers exactly."
+                f"Maps of single heads are kept {least}: off by at most {0.5 / self.fewest:.1%} of a map's range, most where it "
+                f"looks like noise; {means}"
             )
         return said if self.at_timesteps else f"{said} Single heads are there as their mean over timesteps."
 
@@ -138,45 +145,67 @@ def write_shown(
             own = contents["records"][record]["views"][view]
             own["scores"] = _scores(of_view(one, name), scores) if scores and own["masks"] else None
     budget = int(megabytes * 1e6)
-    for kept in _choices(shown, contents, budget):
+    for choice in _choices(shown, contents, budget):
+        kept, blocks = _blocks(shown, choice, on_sheet)
         contents["kept"] = asdict(kept) | {"said": kept.said}
-        text = page_source(contents, _blocks(shown, kept, on_sheet), limit=budget)
-        if text is not None:
-            write_beside(out, functools.partial(_write, text))
-            return Page(out, len(text.encode("utf-8")) / 1e6, kept)
+        content = page_source(contents, blocks).encode("utf-8")
+        if len(content) <= budget:
+            write_beside(out, functools.partial(_write, content))
+            return Page(out, len(content) / 1e6, kept)
     raise InputError(
         f"The mean maps of each layer alone take more than {megabytes:g} MB; select layers, tokens or timesteps of the record, or "
         "allow more megabytes."
     )
 
 
-def _write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
-def _choices(shown: Shown, contents: dict[str, Any], budget: int) -> Iterator[Kept]:
+@dataclass(frozen=True)
+class _Choice:
+    """What to keep: all exactly, or single heads in so many bits a patch (``None``: not at all), at each timestep or not."""
+
+    exact: bool
+    bits: float | None
+    at_timesteps: bool
+
+
+def _choices(shown: Shown, contents: dict[str, Any], budget: int) -> Iterator[_Choice]:
     """What to keep, from the most that is foreseen to fit."""
     letters = len(json.dumps(contents)) + len(_module()) + len(_style())
     room = (budget - letters) * 3 / 4  # a letter holds 6 bits of 8
     parts = list(_parts(shown))
     sampled = [parts[i] for i in sorted({int(i) for i in np.linspace(0, len(parts) - 1, SAMPLED)})]
     sheets = [(_sheet(shown, one), _grids(shown, one)) for one in sampled]
-    size = lambda pack, **how: float(np.mean([len(deflate(pack(*one, **how))) for one in sheets]))  # noqa: E731
     steps = sum(one.timestep is not None for one in parts)
+
+    def size(choice: _Choice) -> float:
+        count = len(parts) - (0 if choice.at_timesteps else steps)
+        means = [len(deflate(pack_means(*one, exact=choice.exact))) for one in sheets]
+        heads = [len(deflate(_heads(*one, choice)[0])) for one in sheets]
+        return float(np.mean(means) * len(parts) + np.mean(heads) * count)
+
     for at_timesteps in (True, False)[: 1 + bool(steps)]:
-        count = len(parts) - (0 if at_timesteps else steps)
-        if size(pack_means, exact=True) * len(parts) + size(pack_heads, levels=None) * count <= room:
-            yield Kept(True, None, at_timesteps)
-        for levels in LEVELS:
-            if size(pack_means) * len(parts) + size(pack_heads, levels=levels) * count <= room:
-                yield Kept(False, levels, at_timesteps)
-    yield Kept(False, None, False)
+        for bits in (None, *BITS):
+            choice = _Choice(bits is None, bits, at_timesteps)
+            if size(choice) <= room:
+                yield choice
+    yield _Choice(False, None, False)
 
 
-def page_source(
-    contents: Mapping[str, Any], blocks: Iterator[tuple[str, bytes]], *, limit: int | None = None
-) -> str | None:
-    """The page's text, or ``None`` as soon as it has more letters than the limit.
+def _heads(sheet: Sheet, grids: Sequence[PatchGrid], choice: _Choice) -> tuple[bytes, list[Any]]:
+    """The heads' maps, and the levels of each layer's."""
+    if choice.exact:
+        return exact_heads(sheet), []
+    if choice.bits is None:
+        return b"", []
+    levels = [choose_levels(one, grid, bits=choice.bits) for one, grid in zip(sheet.heads, grids, strict=True)]
+    return pack_heads(sheet, grids, levels), levels
+
+
+def page_source(contents: Mapping[str, Any], blocks: Iterable[tuple[str, bytes]]) -> str:
+    """The page's text.
 
     Nothing in it is asked from anywhere: its policy forbids it, and lets only this very script and style act.
     """
@@ -187,32 +216,37 @@ def page_source(
     )
     # "<" would end the element where a text holds "</script>".
     data = json.dumps(contents, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
-    title = html.escape("Where the model looks: " + ", ".join(one["label"] for one in contents["records"]))
+    title = "Where the model looks: " + ", ".join(one["label"] for one in contents["records"])
     parts = [
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n<meta name='referrer' content='no-referrer'>\n"
-        f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n<div id='explorer'>This view needs JavaScript.</div>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        "<div id='explorer'>This view needs JavaScript.</div>\n"
         f"<script type='application/json' id='contents'>{data}</script>\n"
     ]
-    size = len(parts[0]) + len(script)
-    for name, content in blocks:
-        parts.append(f"<script type='text/plain' id='{name}'>{to_text(content)}</script>\n")
-        size += len(parts[-1])
-        if limit is not None and size > limit:
-            return None
+    parts += [f"<script type='text/plain' id='{name}'>{to_text(content)}</script>\n" for name, content in blocks]
     return "".join([*parts, f"<script type='module'>{script}</script>\n</body>\n</html>\n"])
 
 
-def _blocks(shown: Shown, kept: Kept, on_sheet: Callable[[int, int], None] | None) -> Iterator[tuple[str, bytes]]:
+def _blocks(
+    shown: Shown, choice: _Choice, on_sheet: Callable[[int, int], None] | None
+) -> tuple[Kept, list[tuple[str, bytes]]]:
+    """What is kept in the end, and every block of the file by its name."""
     parts = list(_parts(shown))
+    blocks: list[tuple[str, bytes]] = []
+    levels: list[Any] = []
     for number, one in enumerate(parts, start=1):
         sheet, grids = _sheet(shown, one), _grids(shown, one)
-        yield one.name("means"), deflate(pack_means(sheet, grids, exact=kept.exact))
-        if (kept.exact or kept.levels is not None) and (one.timestep is None or kept.at_timesteps):
-            yield one.name("heads"), deflate(pack_heads(sheet, grids, levels=kept.levels))
+        blocks.append((one.name("means"), deflate(pack_means(sheet, grids, exact=choice.exact))))
+        packed, chosen = _heads(sheet, grids, choice)
+        if packed and (one.timestep is None or choice.at_timesteps):
+            blocks.append((one.name("heads"), deflate(packed)))
+            levels += chosen
         if on_sheet is not None:
             on_sheet(number, len(parts))
+    every = np.concatenate(levels) if levels else np.zeros(1, dtype=np.uint8)
+    return Kept(choice.exact, int(every.min()), int(np.median(every)), choice.at_timesteps), blocks
 
 
 def _parts(shown: Shown) -> Iterator[_Part]:

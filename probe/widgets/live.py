@@ -20,7 +20,7 @@ from probe.layout import resolve_indices
 from probe.text import find_phrase
 from probe.widgets.contents import Shown, contents_of, first_tokens, picture_number
 from probe.widgets.html import Page, write_shown
-from probe.widgets.packing import pack_heads, pack_means
+from probe.widgets.packing import pack_heads_quickly, pack_means
 from probe.widgets.sheets import make_sheet, map_of, of_view, readings_of, view_names
 
 __all__ = ["Explorer"]
@@ -180,7 +180,7 @@ class Explorer(anywidget.AnyWidget):
             part = of_view(record, view_names(record)[content["view"]])
             if content["kind"] == "sheet":
                 sheet, grids = make_sheet(part, **given), [one.grid for one in part.layers]
-                self.send({"id": name}, [pack_means(sheet, grids, exact=True), pack_heads(sheet, grids)])
+                self.send({"id": name}, [pack_means(sheet, grids, exact=True), pack_heads_quickly(sheet, grids)])
                 return
             place = {
                 "layer": content["layer"],

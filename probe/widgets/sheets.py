@@ -82,6 +82,15 @@ def readings_of(record: AttentionRecord) -> tuple[Reading, ...]:
     return ("minus mean", "attention")
 
 
+def is_whole(record: AttentionRecord) -> bool:
+    """True if the record's tokens are all that its mean was taken over, so that all of them minus the mean are zero."""
+    # As far off as rounding is, also that of a record saved as compact.
+    return all(
+        bool((one.values.mean(2) - one.token_mean).abs().max() <= 2e-4 * one.values.abs().max())
+        for one in record.layers
+    )
+
+
 def make_sheet(
     record: AttentionRecord, tokens: Sequence[int], *, timestep: int | None = None, reading: Reading = "minus mean"
 ) -> Sheet:
