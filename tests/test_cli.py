@@ -16,8 +16,8 @@ from probe import cli
 from tests.tiny import picture
 
 COMMANDS = (
-    "demo", "record", "segment", "score", "compare", "emergence", "check", "html", "evaluate gcg", "evaluate pacc",
-    "evaluate res", "evaluate png", "figures", "lab train", "lab scenes", "sweep run", "sweep status", "sweep heads", "sweep export",
+    "demo", "record", "segment", "score", "compare", "emergence", "check", "html", "figures", "evaluate gcg", "evaluate pacc",
+    "evaluate res", "evaluate png", "lab train", "lab scenes", "sweep run", "sweep status", "sweep heads", "sweep export",
 )  # fmt: skip
 ANSWER = "a small red circle and a large blue square"
 
