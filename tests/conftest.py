@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import watch
+
 # Before anything is imported that reads them: no test may reach for the network or a screen.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+
+watch.install()
+#: Tests that were watched, and what they did that they must not.
+WATCHED: dict[str, list[str]] = {}
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -26,6 +32,27 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "promises(*names): the promises of tests/trust/ledger.py that a test tries")
+    config.addinivalue_line("markers", "local_sockets(reason): a test that talks to programs on this machine")
+
+
+@pytest.fixture(autouse=True)
+def _watched(request):
+    """Fails the test that unpickles, reaches for the network, starts a program or reads where nothing of ours lies."""
+    watch.running.update(
+        test=request.node.nodeid, local=request.node.get_closest_marker("local_sockets") is not None
+    )
+    yield
+    watch.running.update(local=False)
+    WATCHED[request.node.nodeid] = watch.news()
+    if WATCHED[request.node.nodeid]:
+        pytest.fail("\n".join(WATCHED[request.node.nodeid]))
+
+
+def pytest_sessionfinish(session):
+    """What was done outside of any test, such as while modules were imported, fails the run."""
+    if problems := watch.news():
+        print("\n" + "\n".join(problems))
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture
