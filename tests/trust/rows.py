@@ -23,6 +23,7 @@ __all__ = [
     "columns_of",
     "count_certificate",
     "count_rows",
+    "count_same",
     "eager_encoder",
     "in_dtype",
     "worst_rows",
@@ -85,6 +86,21 @@ def count_certificate(line: Line, record: AttentionRecord, *, rows: int, dtype: 
     sizes = (rows, len(record.tokens), columns_of(record).shape[-1])
     right = seen.passed and seen.max_error <= tolerance and (seen.rows, seen.tokens, seen.patches) == sizes
     line.trial(right, silent=True, what=f"{what}: {seen}")
+
+
+def count_same(line: Line, found: AttentionRecord, expected: AttentionRecord, *, allowed: float, what: str) -> None:
+    """Count every row of every layer and head as a trial: of one record, against that of another way to the same pass."""
+    parts = ("token_ids", "tokens", "spans", "text", "query_row", "image_size")
+    names = [[(one.name, one.view, one.grid.shape) for one in record.layers] for record in (found, expected)]
+    same = all(getattr(found, part) == getattr(expected, part) for part in parts) and names[0] == names[1]
+    if not line.trial(same, silent=True, what=f"{what}: other tokens, layers or sizes"):
+        return
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        edges = [(grid.row_edges, grid.col_edges) for grid in (one.grid, other.grid)]
+        off = (one.values - other.values).abs().amax((-1, -2)).maximum((one.rest - other.rest).abs().amax(-1))
+        mean = (one.token_mean - other.token_mean).abs().max()
+        right = (off <= allowed) & (mean <= allowed) & (edges[0] == edges[1])
+        line.every(right, what=f"{what} {one.name}: {float(off.max()):.1e}")
 
 
 def eager_encoder(recorder: EncoderRecorder, run: Any) -> list[Tensor]:
