@@ -15,9 +15,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 watch.install()
-#: Tests that were watched, and what they did that they must not.
-WATCHED: dict[str, list[str]] = {}
-
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -31,7 +28,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "promises(*names): the promises of tests/trust/ledger.py that a test tries")
+    config.addinivalue_line(
+        "markers",
+        "promises(*names, target): the promises of tests/trust/ledger.py that a test tries; it is one trial, or counts its own",
+    )
     config.addinivalue_line("markers", "local_sockets(reason): a test that talks to programs on this machine")
 
 
@@ -43,9 +43,9 @@ def _watched(request):
     )
     yield
     watch.running.update(local=False)
-    WATCHED[request.node.nodeid] = watch.news()
-    if WATCHED[request.node.nodeid]:
-        pytest.fail("\n".join(WATCHED[request.node.nodeid]))
+    problems = watch.seen[request.node.nodeid] = watch.news()
+    if problems:
+        pytest.fail("\n".join(problems))
 
 
 def pytest_sessionfinish(session):

@@ -45,6 +45,8 @@ STARTING = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile"
 
 #: Which test is running, and whether it said that it talks to this machine.
 running: dict[str, Any] = {"test": "", "local": False}
+#: The tests that were watched, and what each did that it must not.
+seen: dict[str, list[str]] = {}
 
 
 def wrong(event: str, given: tuple[Any, ...], frame: FrameType | None = None) -> str:

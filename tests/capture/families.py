@@ -21,10 +21,12 @@ IN_SEQUENCE = [
 _NESTED = ("idefics3", "smolvlm", "gemma3", "mllama")
 
 
-def batch_of(subject: Subject, conversations: list[tuple[list[Image.Image], str]]) -> dict[str, Any]:
-    """Inputs for several (pictures, prompt), padded on the left."""
+def batch_of(
+    subject: Subject, conversations: list[tuple[list[Image.Image], str]], *, padding: str = "left"
+) -> dict[str, Any]:
+    """Inputs for several (pictures, prompt), padded on that side."""
     processor, texts, pictures = subject.processor, [], []
-    processor.tokenizer.padding_side = "left"
+    processor.tokenizer.padding_side = padding
     for images, prompt in conversations:
         if getattr(processor, "chat_template", None):
             content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]

@@ -16,7 +16,16 @@ from probe.attention import AttentionRecord
 from probe.capture.recorder import Recorder
 from probe.models import Subject
 
-__all__ = ["eager_maps", "exact_softmax", "inputs_of", "largest_difference", "random_answer", "read", "with_answer"]
+__all__ = [
+    "eager_batch",
+    "eager_maps",
+    "exact_softmax",
+    "inputs_of",
+    "largest_difference",
+    "random_answer",
+    "read",
+    "with_answer",
+]
 
 PATCHES = 16  # of the tiny models: 4 x 4
 
@@ -49,7 +58,9 @@ def random_answer(subject: Subject, rng: random.Random, *, longest: int = 8) -> 
     return [rng.choice(words) for _ in range(rng.randint(1, longest))]
 
 
-def read(subject: Subject, inputs: dict[str, Any], ids: list[int], **options: Any) -> AttentionRecord:
+def read(
+    subject: Subject, inputs: dict[str, Any], ids: list[int], *, image: Any = None, **options: Any
+) -> AttentionRecord:
     """The record of one pass over prompt and answer."""
     settings = {
         "layers": None,
@@ -62,7 +73,7 @@ def read(subject: Subject, inputs: dict[str, Any], ids: list[int], **options: An
     start = inputs["input_ids"].shape[1]
     with torch.inference_mode(), Recorder(subject.model, subject.processor, **settings, answer_start=start) as recorder:
         subject.model(**with_answer(inputs, ids), use_cache=False)
-    return recorder.result()
+    return recorder.result(image=image)
 
 
 @contextmanager
@@ -77,7 +88,12 @@ def exact_softmax(subject: Subject) -> Iterator[None]:
 
 
 def eager_maps(subject: Subject, inputs: dict[str, Any]) -> list[Tensor]:
-    """(head, query, key) of every layer, from an eager copy of the same weights in one pass.
+    """(head, query, key) of every layer for the first sequence, see ``eager_batch``."""
+    return [one[0] for one in eager_batch(subject, inputs)]
+
+
+def eager_batch(subject: Subject, inputs: dict[str, Any]) -> list[Tensor]:
+    """(batch, head, query, key) of every layer, from an eager copy of the same weights in one pass.
 
     Each layer of the copy is given the input that it has in the model itself, whose kernel rounds differently on the way there.
     """
@@ -104,7 +120,7 @@ def eager_maps(subject: Subject, inputs: dict[str, Any]) -> list[Tensor]:
     for one in handles:
         one.remove()
     assert len(found) == len(inward) == eager.config.get_text_config().num_hidden_layers
-    return [one[0] for one in found]
+    return list(found)
 
 
 def largest_difference(

@@ -8,6 +8,8 @@ A test asks for a line, counts on it, and settles it::
         for ...:
             planted.trial(found == expected, silent=True, what=f"token {j}, patch {p}")
         planted.settle()
+
+A test that asks for no line is one trial itself, by how it ends: ``@pytest.mark.promises("R16", target="right or refused")``.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 #: Every line, in order; what each one promises, in a few words.
 PROMISES = {
@@ -96,6 +99,13 @@ class Line:
         if failures and len(self.what) < 8:
             self.what.append(str(what))
 
+    def every(self, held: Any, *, what: object = "") -> None:
+        """Count each element of a bool tensor or array as a trial; one that does not hold is silent, since a number came out."""
+        wrong = int((~held).sum())
+        self.add(
+            trials=held.numel() if hasattr(held, "numel") else held.size, failures=wrong, silent_wrong=wrong, what=what
+        )
+
     def settle(self) -> None:
         """Fail the test where the line was tried too rarely or fell too often."""
         self.settled = True
@@ -114,6 +124,18 @@ class Line:
         self.settled = True
         self.seconds = time.perf_counter() - self.began
         self.add(trials=1, failures=1, what="the test ended early")
+
+
+def settle(*lines: Line) -> None:
+    """Settle several lines of one test: each is judged, whatever the others were."""
+    problems = []
+    for line in lines:
+        try:
+            line.settle()
+        except AssertionError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise AssertionError("\n".join(problems))
 
 
 @dataclass

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.trust.__main__ import main
-from tests.trust.ledger import PROMISES, Ledger, parse_names
+from tests.trust.ledger import PROMISES, Ledger, parse_names, settle
 
 pytest_plugins = ["pytester"]
 
@@ -36,6 +36,9 @@ def test_what_falls_fails():
     line.trial(False, silent=True, what="token 3")
     with pytest.raises(AssertionError, match=r"1 of 2 failed, 1 of them silently\n  token 3"):
         line.settle()
+    other = Ledger().open("R11", target="0 wrong")
+    with pytest.raises(AssertionError, match=r"(?s)R10.*R11.*tried 0 times"):
+        settle(line, other)
     with pytest.raises(ValueError, match="cannot be counted"):
         line.add(trials=1, silent_wrong=1)
 
@@ -67,6 +70,11 @@ def test_never_settled(line):
 
 def test_unmarked(line):
     line("R4", target="0")
+
+@pytest.mark.promises("R4", target="0")
+@pytest.mark.parametrize("number", range(3))
+def test_itself(number):
+    assert number != 1
 """
 
 
@@ -78,14 +86,20 @@ def test_a_test_that_ends_early_or_never_settles_is_a_failure(pytester, request)
     (folder / "test_planted.py").write_text(TESTS, encoding="utf-8")
     found = pytester.inline_run("--trust-ledger", "ledger.json", "-p", "no:cacheprovider")
     passed, _, failed = found.listoutcomes()
-    assert [one.location[2] for one in passed] == ["test_kept", "test_never_settled"]
+    assert [one.location[2] for one in passed] == [
+        "test_kept",
+        "test_never_settled",
+        "test_itself[0]",
+        "test_itself[2]",
+    ]
     assert [(one.location[2], one.when) for one in failed] == [
         ("test_ends_early", "call"),
         ("test_never_settled", "teardown"),
         ("test_unmarked", "call"),
+        ("test_itself[1]", "call"),
     ]
     lines = json.loads((pytester.path / "ledger.json").read_text())["lines"]
-    assert [(one["trials"], one["failures"]) for one in lines[:5]] == [(3, 0), (2, 1), (2, 1), (0, 0), (0, 0)]
+    assert [(one["trials"], one["failures"]) for one in lines[:5]] == [(3, 0), (2, 1), (2, 1), (3, 1), (0, 0)]
     pytester.inline_run("--trust-ledger", "ledger.json", "--trust-only", "R1", "-p", "no:cacheprovider").assertoutcome(
         passed=1
     )
