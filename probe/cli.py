@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from probe.errors import ProbeError, did_you_mean
 from probe.quoting import terminal_text
+from probe.settings_files import read_settings
 
 __all__ = ["main"]
 
@@ -75,6 +76,8 @@ def _run(argv: list[str]) -> int:
     argv = _with_sweep_run(argv)
     parser, verbs = _parser(argv)
     given = _with_recipes([_with_underscores(one) for one in argv])
+    for path in _plan_files(given):
+        read_settings(path)  # the library would wait for a pipe, read a device, and follow references without end
     try:
         settings = parser.parse_args(given)
     except (ArgumentError, TypeError, ValueError) as error:
@@ -83,15 +86,15 @@ def _run(argv: list[str]) -> int:
         help_command = " ".join(["probe", *words, "--help"])
         _complain(f"{_usage(reason, verbs, words)} (see `{help_command}`)")
         return 2
-    chosen, path = settings, []
+    chosen, named = settings, []
     while isinstance(name := chosen.get("subcommand"), str):
-        path.append(name)
+        named.append(name)
         chosen = chosen[name]
     options = chosen.as_dict()
     for extra in ("config", "subcommand"):
         options.pop(extra, None)
     as_json = options.pop("json")
-    verb = verbs[" ".join(path)]
+    verb = verbs[" ".join(named)]
     report = verb.function(**_with_plan(verb, options))
     if os.environ.get("RANK", "0") != "0":
         return report.exit_code  # of several processes under torchrun the first one speaks
@@ -252,6 +255,11 @@ def _with_recipes(argv: list[str]) -> list[str]:
     return [recipe_file(one) if before == "--config" else one for before, one in zip(["", *apart], apart, strict=False)]
 
 
+def _plan_files(argv: Sequence[str]) -> list[str]:
+    """What is given as ``--config`` and is there."""
+    return [name for before, name in itertools.pairwise(argv) if before == "--config" and os.path.exists(name)]
+
+
 def _with_sweep_run(argv: list[str]) -> list[str]:
     """``sweep PLAN --out DIR`` as ``sweep run --config PLAN --out DIR``."""
     from probe.commands import SWEEP_VERBS
@@ -284,15 +292,11 @@ def _reason(error: Exception, argv: list[str], verb: _Verb | None) -> str:
     text = _one_line(error)
     if verb is None or verb.plan() is None or not isinstance(error.__cause__, KeyError):
         return text
-    import yaml
-
     known = [one.removeprefix("--").replace("-", "_") for one in verb.options()]
-    for before, name in itertools.pairwise(argv):
-        if before == "--config" and Path(name).is_file():
-            settings = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-            unknown = [str(one) for one in settings if str(one) not in known] if isinstance(settings, dict) else []
-            if unknown:
-                return f"{name} has a setting {unknown[0]!r}, which does not exist.{did_you_mean(unknown[0], known)}"
+    for name in _plan_files(argv):
+        unknown = [str(one) for one in read_settings(name) if str(one) not in known]
+        if unknown:
+            return f"{name} has a setting {unknown[0]!r}, which does not exist.{did_you_mean(unknown[0], known)}"
     return text
 
 

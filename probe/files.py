@@ -16,6 +16,7 @@ from torch import Tensor
 
 from probe.attention import AttentionRecord, LayerAttention
 from probe.errors import FileError, InputError, ProbeError
+from probe.header_types import require_types
 from probe.layout import PatchGrid
 from probe.provenance import Certificate, Source
 from probe.writing import write_beside
@@ -184,7 +185,7 @@ def _record(header: dict[str, Any], tensors: dict[str, Tensor]) -> AttentionReco
                 **parts,
             )
         )
-    return AttentionRecord(
+    record = AttentionRecord(
         layers=tuple(layers),
         tokens=tuple(header["tokens"]),
         token_ids=tuple(header["token_ids"]),
@@ -195,13 +196,26 @@ def _record(header: dict[str, Any], tensors: dict[str, Tensor]) -> AttentionReco
         source=Source(**header["source"]),
         **{name: header[name] for name in _PLAIN},
     )
+    _require_sound(record)
+    return record
+
+
+def _require_sound(record: AttentionRecord) -> None:
+    """Nothing, if the record is one that could have been recorded: a checksum is right for whatever was written on purpose."""
+    for one in (record, record.certificate, record.source, *record.layers, *(layer.grid for layer in record.layers)):
+        require_types(one)
+    if any(layer.grid.image_size != record.image_size for layer in record.layers):
+        raise InputError(f"a grid is of another image than the record's, of {record.image_size} (height, width)")
+    if not all(0 <= start <= end <= len(record.text) for start, end in record.spans):
+        raise InputError(f"a token's characters are not in the text of {len(record.text)} characters")
 
 
 def _read(target: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not target.is_file():
-        what = "is a folder, not a saved record" if target.is_dir() else "does not exist"
+        what = "is a folder, not a saved record" if target.is_dir() else "is no ordinary file"
+        what = what if target.exists() else "does not exist"
         raise FileError(f"{target} {what}; give a file written by probe.save or `probe record`.")
     try:
         with safe_open(str(target), framework="pt") as file:

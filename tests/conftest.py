@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import watch
+
 # Before anything is imported that reads them: no test may reach for the network or a screen.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+watch.install()
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -29,6 +32,25 @@ def pytest_configure(config):
         "markers",
         "promises(*names, target): the promises of tests/trust/ledger.py that a test tries; it is one trial, or counts its own",
     )
+    config.addinivalue_line("markers", "local_sockets(reason): a test that talks to programs on this machine")
+
+
+@pytest.fixture(autouse=True)
+def _watched(request):
+    """Fails the test that unpickles, reaches for the network, starts a program or reads where nothing of ours lies."""
+    watch.running.update(test=request.node.nodeid, local=request.node.get_closest_marker("local_sockets") is not None)
+    yield
+    watch.running.update(local=False)
+    problems = watch.seen[request.node.nodeid] = watch.news()
+    if problems:
+        pytest.fail("\n".join(problems))
+
+
+def pytest_sessionfinish(session):
+    """What was done outside of any test, such as while modules were imported, fails the run."""
+    if problems := watch.news():
+        print("\n" + "\n".join(problems))
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from probe.capture.pictures import Unit, tile_keys
+from probe.capture.pictures import tile_keys
 from probe.capture.sequence import Sequence
 from probe.capture.taps import AttentionCall
 from probe.capture.tracks import dropped_positions
+from probe.capture.units import Unit
 from probe.errors import CaptureError
 from probe.families import Family
 from probe.layout import Layout

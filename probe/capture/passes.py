@@ -11,6 +11,7 @@ from probe.attention import AttentionRecord
 from probe.capture.recorder import Recorder
 from probe.capture.records import record
 from probe.errors import InputError
+from probe.text import shorten
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,14 +83,27 @@ def generate_ids(subject: Subject, picture: Image, prompt: str, *, max_new_token
 
 
 def inputs_for(subject: Subject, picture: Image, prompt: str) -> tuple[dict[str, Any], str]:
-    """What the model is fed for this picture and prompt, on its device and in its number type; and the text before the answer."""
+    """What the model is fed for this picture and prompt, on its device and in its number type; and the text before the answer.
+
+    Raises
+    ------
+    InputError
+        If the processor cannot prepare the picture, such as one that is much longer than wide.
+    """
     processor = subject.processor
     if getattr(processor, "chat_template", None):
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
         text = processor.apply_chat_template([message], add_generation_prompt=True)
     else:
         text = subject.family.prompt.format(image=processor.image_token, prompt=prompt)
-    inputs = processor(images=picture, text=text, return_tensors="pt").to(subject.model.device)
+    try:
+        made = processor(images=picture, text=text, return_tensors="pt")
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:  # each of a processor of its own
+        raise InputError(
+            f"{type(processor.image_processor).__name__} cannot prepare a picture of {picture.height} x {picture.width} pixels "
+            f"(height x width) for this prompt: {shorten(str(error), 200)}. Give a larger or less elongated picture."
+        ) from error
+    inputs = made.to(subject.model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(subject.model.dtype)
     inputs.pop("labels", None)  # what training would compare the prompt with
     return dict(inputs), text

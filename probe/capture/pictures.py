@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from probe.capture.units import Part, Unit
 from probe.errors import CaptureError, InputError
 from probe.families import Family
 
 __all__ = [
     "IMAGE_INPUTS",
-    "Part",
-    "Unit",
     "allocate",
     "cell_side",
     "image_token_id",
@@ -41,62 +39,6 @@ IMAGE_INPUTS = (
     "batch_num_images",
     "vision_aspect_ratio",
 )
-
-
-@dataclass(frozen=True)
-class Part:
-    """Cells of one processed picture that became image tokens.
-
-    Attributes
-    ----------
-    kind : an "image", its "thumbnail", or a "tile" of an image whose tiles are not arranged yet.
-    frame : (height, width) of the processed picture in pixels.
-    shape : (rows, cols) of cells.
-    cell : (height, width) of one cell in pixels of the frame; not whole where the library resized the features.
-    start : (row, col) of the first cell's corner in the frame.
-    places : which of the unit's tokens the cells are, row by row.
-    """
-
-    kind: Literal["image", "thumbnail", "tile"]
-    frame: tuple[int, int]
-    shape: tuple[int, int]
-    cell: tuple[float, float]
-    start: tuple[float, float] = (0.0, 0.0)
-    places: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """The smallest piece of the pictures whose image tokens are known in number: an image, or one tile of it.
-
-    Attributes
-    ----------
-    count : its image tokens.
-    parts : what they show; tokens of no part, such as newlines and class tokens, lie in no grid.
-    pixels : what the processor made of it.
-    size : (height, width) of the original image, where the processor says it.
-    alone : False for an image that was not tiled because it stands among others.
-    apart : True if its tokens are keys of their own, and one placeholder in the sequence stands for all of them.
-    """
-
-    count: int
-    parts: tuple[Part, ...]
-    pixels: Tensor
-    size: tuple[int, int] | None = None
-    alone: bool = True
-    apart: bool = False
-
-    @property
-    def placeholders(self) -> int:
-        """How many tokens of the sequence stand for it."""
-        return 1 if self.apart else self.count
-
-    @property
-    def words(self) -> str:
-        """Its tokens for people: "4 x 4 = 16 patches"."""
-        grids = [f"{one.shape[0]} x {one.shape[1]} = {one.shape[0] * one.shape[1]} patches" for one in self.parts]
-        others = self.count - sum(one.shape[0] * one.shape[1] for one in self.parts)
-        return " + ".join([*grids, *([f"{others} others"] if others else [])])
 
 
 def units_of(model: Any, family: Family, inputs: dict[str, Any]) -> list[Unit]:
@@ -224,6 +166,11 @@ def _images(model: Any, family: Family, inputs: dict[str, Any]) -> list[Unit]:
         height, width = one.shape[-2:] if sizes is None else (int(side) for side in sizes[number])
         part = _square("image", (int(height), int(width)), cell, first)
         units.append(Unit(first + len(part.places), (part,), one[..., : part.frame[0], : part.frame[1]]))
+    if family.merge and sizes is not None and [one.count for one in units] == [1]:
+        raise InputError(
+            f"The picture becomes a single image token of {cell} x {cell} pixels, of which {type(model).__name__} loses "
+            "track; give a larger one."
+        )
     return units
 
 
@@ -304,6 +251,7 @@ def _put_together(
     rows, cols = height // patch, width // patch
     # The library's own function, asked which cells it leaves.
     left = unpad_image(torch.arange(rows * cols).reshape(1, rows, cols), size)[0]
+    _require_cells(size, (int(left.shape[0]), int(left.shape[1])))
     start = divmod(int(left[0, 0]), cols)
     cell, shape = (float(patch), float(patch)), (int(left.shape[0]), int(left.shape[1]))
     if limit is not None:
@@ -312,11 +260,20 @@ def _put_together(
         ratio = math.sqrt(shape[0] * shape[1] / (most * (side // patch) ** 2))
         if ratio > 1.1:
             shrunk = (int(shape[0] // ratio), int(shape[1] // ratio))
+            _require_cells(size, shrunk)
             cell, shape = (patch * shape[0] / shrunk[0], patch * shape[1] / shrunk[1]), shrunk
     first = len(thumbnail.places)
     places = tuple(first + row * (shape[1] + 1) + col for row in range(shape[0]) for col in range(shape[1]))
     tiles = (height // side) * (width // side)
     return Part("image", (height, width), shape, cell, (start[0] * patch, start[1] * patch), places), tiles
+
+
+def _require_cells(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    if min(shape) < 1:
+        raise InputError(
+            f"The picture of {size[0]} x {size[1]} pixels (height x width) is so narrow that no row or column of patches of its "
+            "tiles is left; give a picture that is less elongated."
+        )
 
 
 def tile_keys(model: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from probe.capture.pictures import Unit
+from probe.capture.units import Unit
 from probe.errors import CaptureError
 from probe.layout import Layout
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from probe.capture.geometry import SAME_PIXELS, Preparation, preparation_of
-from probe.capture.pictures import Part, Unit, cell_side, stitched, units_of
+from probe.capture.pictures import cell_side, stitched, units_of
+from probe.capture.units import Part, Unit
 from probe.errors import CaptureError, InputError
 from probe.families import Family, matches
 from probe.images import image_size as size_of

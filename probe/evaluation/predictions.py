@@ -119,13 +119,13 @@ class Prediction:
         for one in self.phrases:
             if one.size != self.size:
                 raise self._error(
-                    f"phrase {one.text!r}: its mask is {one.size[0]} x {one.size[1]} (height x width), and the picture is "
+                    f"phrase {shown(one.text)}: its mask is {one.size[0]} x {one.size[1]} (height x width), and the picture is "
                     f"{self.size[0]} x {self.size[1]}"
                 )
             if not 0 <= one.start < one.end <= len(self.text) or self.text[one.start : one.end] != one.text:
                 found = shown(self.text[max(one.start, 0) : max(one.end, 0)])
                 raise self._error(
-                    f"phrase {one.text!r}: at characters {one.start} to {one.end} the text of {len(self.text)} characters "
+                    f"phrase {shown(one.text)}: at characters {one.start} to {one.end} the text of {len(self.text)} characters "
                     f"says {found}"
                 )
 

@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.errors import FileError, InputError, did_you_mean
+from probe.errors import InputError, did_you_mean
+from probe.settings_files import read_settings
 
 if TYPE_CHECKING:
     from probe.sweep.ablations import Ablation
@@ -218,17 +218,7 @@ def read_plan(path: str | os.PathLike[str]) -> SweepPlan:
     InputError
         If a setting does not exist, or its value is impossible.
     """
-    import yaml
-
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise FileError(f"The plan {os.fspath(path)!r} cannot be read ({reason}); give a YAML file.") from error
-    if settings is None:
-        settings = {}
-    if not isinstance(settings, dict):
-        raise FileError(f"{path} is not a plan: it must hold settings, one 'name: value' a line.")
+    settings = read_settings(path)
     known = [one.name for one in fields(SweepPlan)]
     for name in settings:
         if name not in known:

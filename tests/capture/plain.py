@@ -12,8 +12,11 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["plain_softmax"]
 
 
-def plain_softmax(run: Callable[[], Any]) -> list[Tensor]:
-    """(batch, head, query, key) weights of every ``scaled_dot_product_attention`` that ``run()`` calls, in order."""
+def plain_softmax(run: Callable[[], Any], *, keep: list[tuple[Tensor, Tensor]] | None = None) -> list[Tensor]:
+    """(batch, head, query, key) weights of every ``scaled_dot_product_attention`` that ``run()`` calls, in order.
+
+    ``keep`` is given the value and the output of each call.
+    """
     found: list[Tensor] = []
 
     class Plain(TorchFunctionMode):
@@ -30,6 +33,10 @@ def plain_softmax(run: Callable[[], Any]) -> list[Tensor]:
                 if mask is not None:
                     logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
                 found.append(logits.softmax(-1))
+                output = function(*args, **kwargs)
+                if keep is not None:
+                    keep.append((given["value"], output))
+                return output
             return function(*args, **kwargs)
 
     with torch.no_grad(), Plain():

@@ -58,7 +58,9 @@ def random_answer(subject: Subject, rng: random.Random, *, longest: int = 8) -> 
     return [rng.choice(words) for _ in range(rng.randint(1, longest))]
 
 
-def read(subject: Subject, inputs: dict[str, Any], ids: list[int], **options: Any) -> AttentionRecord:
+def read(
+    subject: Subject, inputs: dict[str, Any], ids: list[int], *, image: Any = None, **options: Any
+) -> AttentionRecord:
     """The record of one pass over prompt and answer."""
     settings = {
         "layers": None,
@@ -71,7 +73,7 @@ def read(subject: Subject, inputs: dict[str, Any], ids: list[int], **options: An
     start = inputs["input_ids"].shape[1]
     with torch.inference_mode(), Recorder(subject.model, subject.processor, **settings, answer_start=start) as recorder:
         subject.model(**with_answer(inputs, ids), use_cache=False)
-    return recorder.result()
+    return recorder.result(image=image)
 
 
 @contextmanager

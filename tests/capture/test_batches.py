@@ -9,8 +9,8 @@ import probe
 from probe.capture.passes import inputs_for
 from probe.errors import CaptureError, InputError
 from probe.tiny import tiny_model
-from tests.capture.families import LANGUAGE, batch_of, views
-from tests.capture.reference import inputs_of, read
+from tests.capture.families import batch_of
+from tests.capture.reference import inputs_of
 from tests.capture.test_generation import _same
 from tests.tiny import picture, tiny_llava
 
@@ -29,88 +29,6 @@ def _generate(subject, inputs, **options):
     with torch.inference_mode(), probe.record(subject, verify="all") as recorder:
         output = subject.model.generate(**inputs, **settings)
     return recorder, output
-
-
-@pytest.mark.parametrize("name", LANGUAGE)
-def test_a_batch_is_as_its_singles(name):
-    subject = tiny_model(name)
-    shown = [picture(*size, seed=seed) for seed, size in enumerate(SHOWN)]
-    conversations = [([image], prompt) for image, prompt in zip(shown, PROMPTS, strict=True)]
-    inputs = batch_of(subject, conversations)
-    assert not inputs["attention_mask"].all(), "the prompts must differ in length"
-    recorder, _ = _generate(subject, inputs)
-    for index, conversation in enumerate(conversations):
-        record = recorder.result(index, image=shown[index])
-        single, _ = _generate(subject, batch_of(subject, [conversation]))
-        alone = single.result(image=shown[index])
-        assert record.certificate.passed
-        assert record.token_ids == alone.token_ids
-        assert record.image_size == alone.image_size == SHOWN[index]
-        assert record.source.prompt == alone.source.prompt
-        for one, other in zip(record.layers, alone.layers, strict=True):
-            assert (one.name, one.view, one.grid.shape) == (other.name, other.view, other.grid.shape)
-            assert (one.grid.row_edges, one.grid.col_edges) == (other.grid.row_edges, other.grid.col_edges)
-            torch.testing.assert_close(one.values, other.values, atol=1e-5, rtol=0)
-            torch.testing.assert_close(one.rest, other.rest, atol=1e-5, rtol=0)
-            total = one.values.double().sum((-1, -2)) + one.rest.double().sum(-1)
-            assert float((total - 1).abs().max()) < 1e-5
-    with pytest.raises((InputError, CaptureError), match=r"is not the one that the model saw|saw a picture of"):
-        recorder.result(0, image=shown[1])
-
-
-@pytest.mark.parametrize("name", LANGUAGE)
-def test_several_images_keep_their_order(name):
-    subject = tiny_model(name)
-    shown = [picture(60, 90, seed=1), picture(90, 50, seed=2)]
-    inputs = batch_of(subject, [(shown, "a dog")])
-    recorder, _ = _generate(subject, inputs)
-    record = recorder.result(image=shown)
-    names = [one for one in views(record) if one.startswith("image")]
-    assert names == ["image 0", "image 1"]
-    for number, size in enumerate([(60, 90), (90, 50)]):
-        assert record.select(view=f"image {number}").layers[0].grid.image_size == size
-    with pytest.raises((InputError, CaptureError), match=r"is not the one that the model saw|saw a picture"):
-        recorder.result(image=shown[::-1])
-    with pytest.raises(InputError, match="give all images of this sequence as a list"):
-        recorder.result(image=shown[0])
-    with pytest.raises(InputError, match=r"was given 3 image\(s\)"):
-        recorder.result(image=[*shown, shown[0]])
-    positions = recorder.tracks[0].sequence.image_keys
-    assert record.certificate.patches <= len(positions)
-
-
-@pytest.mark.parametrize("query_row", ["predicting", "own"])
-@pytest.mark.parametrize("options", [{}, {"num_return_sequences": 3}], ids=str)
-def test_sampled_batches_equal_reading_each_answer(query_row, options):
-    lengths, subject = set(), tiny_llava(seed=3, dtype=torch.float64)
-    for seed in range(4):
-        shown = [picture(seed=seed), picture(seed=seed + 10)]
-        conversations = [([image], prompt) for image, prompt in zip(shown, PROMPTS, strict=True)]
-        inputs = batch_of(subject, conversations)
-        torch.manual_seed(seed)
-        with probe.record(subject, query_row=query_row, verify="all") as recorder:
-            output = subject.model.generate(
-                **inputs,
-                max_new_tokens=8,
-                min_new_tokens=2,
-                do_sample=True,
-                temperature=4.0,
-                suppress_tokens=[3, 0],
-                eos_token_id=sorted(ENDS),
-                **options,
-            )
-        each = options.get("num_return_sequences", 1)
-        records = recorder.results(images=[image for image in shown for _ in range(each)])
-        assert len(records) == 2 * each
-        for row, record in enumerate(records):
-            alone = batch_of(subject, [conversations[row // each]])
-            ids = output[row, inputs["input_ids"].shape[1] :].tolist()
-            ends = [place for place, one in enumerate(ids) if one in ENDS]
-            ids = ids[: ends[0] + 1] if ends else ids  # what follows the end token is padding
-            assert record.token_ids == tuple(ids if query_row == "predicting" else ids[:-1])
-            lengths.add(len(ids))
-            _same(record, read(subject, alone, list(record.token_ids), query_row=query_row), 2e-6)
-    assert len(lengths) > 1, "some answers must end before the others"
 
 
 def test_a_batch_in_one_pass_has_the_rows_of_every_prompt():

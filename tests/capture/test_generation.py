@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import probe
-from tests.capture.reference import inputs_of, read
+from tests.capture.reference import inputs_of
 from tests.tiny import picture, tiny_llava
 
 # The model's own RMSNorm and softmax round to float32, and cached and whole passes add up in another order.
@@ -26,32 +26,6 @@ def _same(generated, taught, allowed):
         assert one.name == other.name
         for part in ("values", "token_mean", "rest"):
             torch.testing.assert_close(getattr(one, part), getattr(other, part), atol=allowed, rtol=0)
-
-
-@pytest.mark.parametrize("dtype", ALLOWED, ids=str)
-@pytest.mark.parametrize("query_row", ["predicting", "own"])
-@pytest.mark.parametrize("sampled", [False, True])
-def test_generating_equals_reading(dtype, query_row, sampled):
-    lengths = set()
-    for seed in range(8):
-        subject = tiny_llava(seed=seed, dtype=dtype, attention="sdpa" if seed % 2 else "eager")
-        inputs = inputs_of(subject, picture(seed=seed), padding=seed % 3 if seed % 2 else 0)
-        torch.manual_seed(seed)
-        with probe.record(subject, query_row=query_row, verify="all") as recorder:
-            output = subject.model.generate(
-                **inputs,
-                max_new_tokens=10,
-                do_sample=sampled,
-                temperature=3.0 if sampled else None,
-                suppress_tokens=[3],
-            )
-        generated = recorder.result()
-        ids = output[0, inputs["input_ids"].shape[1] :].tolist()
-        # The last token is never fed back, so it has a predicting row but no own row.
-        assert generated.token_ids == tuple(ids if query_row == "predicting" else ids[:-1])
-        _same(generated, read(subject, inputs, list(generated.token_ids), query_row=query_row), ALLOWED[dtype])
-        lengths.add(tuple(ids))
-    assert len(lengths) > 4, "the answers must differ, or this shows little"
 
 
 def test_own_rows_of_run_cover_the_last_token_too():

@@ -104,7 +104,7 @@ def test_bad_input_is_one_line(refused, home, tmp_path):
     settings.write_text("lora_rank: three\n")
     assert refused("train", "llava", "--config", settings, "--data", "x").startswith("--lora-rank takes a whole number")
     settings.write_text("steps: [3\n")
-    assert "Problems parsing config" in refused("train", "llava", "--config", settings, "--data", "x")
+    assert "wrong.yaml' cannot be read" in refused("train", "llava", "--config", settings, "--data", "x")
 
 
 def test_bad_records_are_one_line_with_their_names(refused, home, tmp_path):

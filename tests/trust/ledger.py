@@ -18,6 +18,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 #: Every line, in order; what each one promises, in a few words.
 PROMISES = {
@@ -97,6 +98,13 @@ class Line:
         self.silent_wrong += silent_wrong
         if failures and len(self.what) < 8:
             self.what.append(str(what))
+
+    def every(self, held: Any, *, what: object = "") -> None:
+        """Count each element of a bool tensor or array as a trial; one that does not hold is silent, since a number came out."""
+        wrong = int((~held).sum())
+        self.add(
+            trials=held.numel() if hasattr(held, "numel") else held.size, failures=wrong, silent_wrong=wrong, what=what
+        )
 
     def settle(self) -> None:
         """Fail the test where the line was tried too rarely or fell too often."""

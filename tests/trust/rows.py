@@ -10,10 +10,28 @@ from torch import Tensor
 
 from probe.attention import AttentionRecord
 from probe.capture.encoders import EncoderRecorder
+from probe.capture.weights import TOLERANCES
 from probe.models import Subject
 from tests.capture.reference import exact_softmax
+from tests.trust.ledger import Line
 
-__all__ = ["ALLOWED", "columns_of", "eager_encoder", "in_dtype", "worst_rows"]
+__all__ = [
+    "ALLOWED",
+    "CERTIFIED",
+    "PARITY",
+    "SUMS",
+    "columns_of",
+    "count_certificate",
+    "count_rows",
+    "count_same",
+    "eager_encoder",
+    "in_dtype",
+    "worst_rows",
+]
+
+PARITY = "<= 1e-6 float32, 1e-12 float64, 2e-3 float16, 1e-2 bfloat16, 100 % of rows"
+CERTIFIED = "<= 1e-5 float32, 2e-2 bfloat16; ids, columns and counts the model's own"
+SUMS = "|sum - 1| <= 1e-5, masked exactly 0, no NaN"
 
 #: Recorded rows hold float32 sums in another order than the kernel's; half precision also rounds the reference itself.
 ALLOWED = {torch.float32: 1e-6, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -21,7 +39,7 @@ ALLOWED = {torch.float32: 1e-6, torch.float64: 1e-12, torch.float16: 2e-3, torch
 
 def in_dtype(subject: Subject, dtype: torch.dtype) -> Subject:
     """The same subject in that number type. In half precision with smaller logits, since the reference rounds them to as few bits:
-    heads differ by more than a tenth all the same.
+    heads differ by more than is allowed all the same.
     """
     if dtype in (torch.float16, torch.bfloat16):
         with torch.no_grad():
@@ -53,6 +71,36 @@ def worst_rows(found: Tensor, reference: Tensor, *, in_order: bool) -> Tensor:
     if len(set(nearest.tolist())) < len(nearest):
         return torch.full(found.shape[:-1], torch.inf)
     return (found - reference[..., nearest]).abs().amax(-1)
+
+
+def count_rows(line: Line, found: Tensor, reference: Tensor, *, in_order: bool, dtype: torch.dtype, what: str) -> None:
+    """Count every row of every layer and head as a trial of parity; none counts as right where heads are alike."""
+    heads_differ = float((reference[:, 0] - reference[:, 1]).abs().max()) > 0.02
+    off = worst_rows(found, reference, in_order=in_order)
+    line.every((off <= ALLOWED[dtype]) & heads_differ, what=f"{what}: {float(off.max()):.1e}")
+
+
+def count_certificate(line: Line, record: AttentionRecord, *, rows: int, dtype: torch.dtype, what: str) -> None:
+    """Count a record's certificate as right if it holds, for as many rows, tokens and patches as there really are."""
+    seen, tolerance = record.certificate, TOLERANCES[dtype]
+    sizes = (rows, len(record.tokens), columns_of(record).shape[-1])
+    right = seen.passed and seen.max_error <= tolerance and (seen.rows, seen.tokens, seen.patches) == sizes
+    line.trial(right, silent=True, what=f"{what}: {seen}")
+
+
+def count_same(line: Line, found: AttentionRecord, expected: AttentionRecord, *, allowed: float, what: str) -> None:
+    """Count every row of every layer and head as a trial: of one record, against that of another way to the same pass."""
+    parts = ("token_ids", "tokens", "spans", "text", "query_row", "image_size")
+    names = [[(one.name, one.view, one.grid.shape) for one in record.layers] for record in (found, expected)]
+    same = all(getattr(found, part) == getattr(expected, part) for part in parts) and names[0] == names[1]
+    if not line.trial(same, silent=True, what=f"{what}: other tokens, layers or sizes"):
+        return
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        edges = [(grid.row_edges, grid.col_edges) for grid in (one.grid, other.grid)]
+        off = (one.values - other.values).abs().amax((-1, -2)).maximum((one.rest - other.rest).abs().amax(-1))
+        mean = (one.token_mean - other.token_mean).abs().max()
+        right = (off <= allowed) & (mean <= allowed) & (edges[0] == edges[1])
+        line.every(right, what=f"{what} {one.name}: {float(off.max()):.1e}")
 
 
 def eager_encoder(recorder: EncoderRecorder, run: Any) -> list[Tensor]:

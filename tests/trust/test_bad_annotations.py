@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +17,7 @@ from probe.evaluation.sources import FORMATS
 from probe.training.conversations import read_conversations
 from tests.evaluation.published import CAPTION, DOG, PHOTO, PUBLISHED, SKY, runs, write
 from tests.evaluation.test_coco import small
+from tests.trust.damage import BYTES, flipped, spoilt
 from tests.trust.isolated import MEMORY, outcomes
 
 TARGET = "0 crashes, 0 hangs, one typed line that names the file, or what the table says"
@@ -60,54 +60,6 @@ def refused_records(good, bad):
     return good
 
 
-STRANGE = (
-    None, True, False, -1, 0, 1, 3, 5, 300, 2**70, 0.5, 1e308, "", "x", "5", "../x", "/dev/zero", "\x00", "\x1b[2J", "\ud800",
-    "a" * 10_000, [], [[]], {}, [None], {"counts": "0"}, [[1e300] * 6], [[0.5] * 7], [[0, 0, 1, 0, 1, 1]],
-    [[-1e5, 0, 1e5, 0, 0, 1e5]], {"size": [4, 6], "counts": [-1, 25]}, {"size": [4, 6], "counts": "0" * 99},
-    {"size": [4, 6], "counts": [24]}, {"size": [2**40, 2**40], "counts": [2**80]}, {"size": [6, 4], "counts": [0, 24]},
-)  # fmt: skip
-#: What is put in the place of a table, or of a part of one.
-BYTES = (
-    b"",
-    b"\xff\xfe",
-    b"{",
-    b"[" * 100_000,
-    b'{"a": NaN}',
-    b"\x00",
-    b"\xef\xbb\xbf[]",
-    b"1" * 5000,
-    b'"\\ud800"',
-    b'"',
-)
-
-
-def places(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value, as the keys that lead there."""
-    inner = (
-        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
-    )
-    return [before, *(place for key, one in inner for place in places(one, (*before, key)))]
-
-
-def spoilt(dice: np.random.Generator, table: Any) -> Any:
-    """The table with one to three of its values gone, doubled, or something else."""
-    content = [copy.deepcopy(table)]
-    for _ in range(dice.integers(1, 4)):
-        every = places(content[0], (0,))
-        place = every[dice.integers(len(every))]
-        above: Any = content
-        for key in place[:-1]:
-            above = above[key]
-        kind = dice.random()
-        if kind < 0.2 and isinstance(above, dict):
-            del above[place[-1]]
-        elif kind < 0.3 and isinstance(above, list):
-            above.append(copy.deepcopy(above[place[-1]]))
-        else:
-            above[place[-1]] = copy.deepcopy(STRANGE[dice.integers(len(STRANGE))])
-    return content[0]
-
-
 def damage(dice: np.random.Generator, folder: Path, files: dict[str, Any]) -> None:
     """Spoils one file of the folder: mostly a table's values, sometimes its bytes, sometimes a picture."""
     names = sorted(files)
@@ -118,16 +70,12 @@ def damage(dice: np.random.Generator, folder: Path, files: dict[str, Any]) -> No
         (folder / name).write_text(json.dumps(spoilt(dice, files[name])))
         return
     path = folder / names[dice.integers(len(names))] if kind < 0.9 else folder / tables[dice.integers(len(tables))]
-    data = bytearray(path.read_bytes())
+    data = path.read_bytes()
     if kind < 0.95:
-        for _ in range(dice.integers(1, 4)):
-            data[dice.integers(len(data))] = dice.integers(256)
-        if dice.random() < 0.3:
-            del data[dice.integers(len(data)) :]
-        path.write_bytes(bytes(data))
+        path.write_bytes(flipped(dice, data))
     else:
-        at = int(dice.integers(len(data)))
-        path.write_bytes(BYTES[dice.integers(len(BYTES))] + (bytes(data[at:]) if dice.random() < 0.3 else b""))
+        rest = data[int(dice.integers(len(data))) :] if dice.random() < 0.3 else b""
+        path.write_bytes(BYTES[dice.integers(len(BYTES))] + rest)
 
 
 def right(found: list[Any], folder: Path) -> str:
@@ -254,10 +202,7 @@ def test_plain_folders(line, full, tmp_path):
         Image.fromarray(PHOTO).save(folder / "five.jpg")
         paths = sorted(one for one in folder.rglob("*") if one.is_file())
         path = paths[dice.integers(len(paths))]
-        data = bytearray(path.read_bytes())
-        for _ in range(dice.integers(1, 4)):
-            data[dice.integers(len(data))] = dice.integers(256)
-        path.write_bytes(bytes(data))
+        path.write_bytes(flipped(dice, path.read_bytes()))
         try:
             return {"wrong": right(list(FORMATS["folder"](folder)), folder)}
         except ProbeError as error:

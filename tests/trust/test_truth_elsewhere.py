@@ -10,7 +10,6 @@ import probe
 from probe.capture.encoders import EncoderRecorder, has_class_token
 from probe.capture.geometry import encoder_inputs
 from probe.capture.modules import class_and_registers
-from probe.capture.weights import TOLERANCES
 from probe.family_checks import check_family
 from probe.tiny import TINY, tiny_model
 from tests.capture import test_diffusion as unets
@@ -20,14 +19,24 @@ from tests.tiny import picture
 from tests.tiny_diffusion import heard
 from tests.tiny_transformers import PIPELINES, generate, plain_maps
 from tests.trust.ledger import settle
-from tests.trust.rows import ALLOWED, columns_of, eager_encoder, in_dtype, worst_rows
+from tests.trust.rows import (
+    ALLOWED,
+    CERTIFIED,
+    PARITY,
+    SUMS,
+    columns_of,
+    count_certificate,
+    count_rows,
+    eager_encoder,
+    in_dtype,
+)  # fmt: skip
 
 ENCODERS = ["clip", "siglip", "siglip2", "dinov2", "dinov3", "vit", "blip_2_vision"]
 QFORMERS = ["blip_2", "instructblip"]
+#: The library has no eager reference of diffusion transformers. A plain softmax in float64 stands for it, from which one in float32
+#: is itself up to 2.6e-6 away with these logits, and the recorder up to 1.2e-6.
+OF_DOUBLE = {torch.float32: 3e-6, torch.float64: 1e-12}
 DIFFUSION = ["stable_diffusion", "pixart", "stable_diffusion_3", "flux"]
-PARITY = "<= 1e-6 float32, 1e-12 float64, 2e-3 float16, 1e-2 bfloat16, 100 % of rows"
-CERTIFIED = "<= 1e-5 float32, 2e-2 bfloat16; ids, columns and counts the model's own"
-SUMS = "|sum - 1| <= 1e-5, masked exactly 0, no NaN"
 
 
 def test_every_family_is_tried():
@@ -59,22 +68,11 @@ def test_every_row_of_an_image_encoder(name, line, full):
                 maps = torch.stack(eager_encoder(recorder, run))
                 patches = record.layers[0].grid.shape[0] * record.layers[0].grid.shape[1]
                 rows = [0] if isinstance(queries, str) else list(range(first, first + patches))
-                expected = maps[:, :, rows]
-                off = worst_rows(columns_of(record), expected[..., first : first + patches], in_order=True)
-                heads_differ = float((maps[:, 0] - maps[:, 1]).abs().max()) > 0.05
-                wrong = int((~(off <= ALLOWED[dtype])).sum()) if heads_differ else off.numel()
-                parity.add(
-                    trials=off.numel(), failures=wrong, silent_wrong=wrong, what=f"{what}: {float(off.max()):.1e}"
-                )
-                seen = record.certificate
-                right = seen.passed and seen.max_error <= TOLERANCES[dtype] and seen.rows == off.shape[0] * off.shape[2]
-                certificate.trial(right, silent=True, what=f"{what}: {seen}")
-                layers = record.layers
-                total = sum(torch.stack(one) for one in (
-                    [one.values[0].double().sum((-1, -2)) for one in layers], [one.rest[0].double().sum(-1) for one in layers]
-                ))  # fmt: skip
-                broken = int((~((total - 1).abs() <= 1e-5)).sum())
-                sums.add(trials=total.numel(), failures=broken, silent_wrong=broken, what=what)
+                expected = maps[:, :, rows][..., first : first + patches]
+                count_rows(parity, columns_of(record), expected, in_order=True, dtype=dtype, what=what)
+                count_certificate(certificate, record, rows=len(maps) * len(rows), dtype=dtype, what=what)
+                total = torch.stack([one.values.sum((-1, -2)) + one.rest.sum(-1) for one in record.layers])
+                sums.every((total - 1).abs() <= 1e-5, what=what)
     settle(parity, certificate, identical, sums)
 
 
@@ -118,15 +116,12 @@ def test_every_row_of_a_unet_at_every_timestep(name, dtype, guidance_scale, line
         assert all(one.timesteps == tuple(map(int, pipeline.scheduler.timesteps)) for one in record.layers)
         rows = sum(one.values[:, :, 0].numel() for one in record.layers)
         off = unets.largest_difference(record, calls, pipeline, row=row)
-        _add(parity, rows, 0 if off <= ALLOWED[dtype] else rows, f"{name} {dtype}: {off:.1e}")
+        wrong = 0 if off <= ALLOWED[dtype] else rows
+        parity.add(trials=rows, failures=wrong, silent_wrong=wrong, what=f"{name} {dtype}: {off:.1e}")
         certificate.trial(record.certificate.passed, silent=True, what=record.certificate)
-        broken = sum(int((~((one.values.double().sum(2) - 1).abs() <= 1e-5)).sum()) for one in record.layers)
-        _add(sums, rows, broken, name)
+        for layer in record.layers:
+            sums.every((layer.values.sum(2) - 1).abs() <= 1e-5, what=name)
     settle(parity, certificate, identical, sums)
-
-
-def _add(line, trials, wrong, what):
-    line.add(trials=trials, failures=wrong, silent_wrong=wrong, what=what)
 
 
 @pytest.mark.promises("R1", "R2", "R3", "R6")
@@ -154,7 +149,7 @@ def test_every_row_of_a_diffusion_transformer_at_every_timestep(name, place, dty
             # Of a guided batch the second half. Whatever looks spreads 1: a patch over the words, a word over the rest too.
             expected = torch.stack([transformers.expected(name, place, maps[layer.name][-1]) for maps in found])
             off = (layer.values.flatten(3) - expected).abs().amax(2 if of_words else 3)
-            _add(parity, off.numel(), int((~(off <= ALLOWED[dtype])).sum()), f"{name} {place}: {float(off.max()):.1e}")
+            parity.every(off <= OF_DOUBLE[dtype], what=f"{name} {place}: {float(off.max()):.1e}")
             total = layer.values.sum(2) if of_words else layer.values.sum((-2, -1)) + layer.rest.sum(-1)
-            _add(sums, total.numel(), int((~((total - 1).abs() <= 1e-5)).sum()), f"{name} {place}")
+            sums.every((total - 1).abs() <= 1e-5, what=f"{name} {place}")
     settle(parity, certificate, identical, sums)

@@ -1,4 +1,4 @@
-"""Faults that recorders really had, planted one at a time: each is caught, and without it the same recording passes."""
+"""R4: faults that recorders really had, planted one at a time: each is caught, and without it the same recording passes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from probe.capture import diffusion, reduce, tracks, weights
 from probe.capture import recorder as recorder_module
-from probe.capture import reduce, tracks, weights
+from probe.capture.diffusion import DiffusionRecorder
 from probe.capture.weights import attention_rows, reproduction_error
 from probe.errors import CertificateError
 from tests.capture.reference import eager_maps, inputs_of, largest_difference, random_answer, read, with_answer
+from tests.capture.test_diffusion import generate
+from tests.capture.test_diffusion import largest_difference as largest_difference_of_unet
 from tests.tiny import picture, tiny_llava
+from tests.tiny_diffusion import heard, tiny_sd
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.promises("R4", target="each of 15 faults is caught, wherever it can be planted")
 
 
 def _turned_back(states, module):
@@ -201,3 +202,40 @@ def test_a_layer_that_is_not_seen_or_seen_twice_is_named():
             read(subject, inputs, ids)
     del layer.forward
     assert read(subject, inputs, ids).certificate.passed
+
+
+# Of a guided batch only the conditional half is about the prompt. ------------------------------------------------------
+
+
+def _unet_difference(pipeline):
+    """How far a recording is from the plain maps of the conditional half."""
+    with heard(pipeline.unet) as calls, DiffusionRecorder(pipeline, timesteps="all") as recorder:
+        generate(pipeline, steps=2)
+    return largest_difference_of_unet(recorder.result(), calls, pipeline, row=1)
+
+
+def test_averaged_halves_fail_the_certificate(monkeypatch):
+    pipeline, halves = tiny_sd(seed=4), {}
+    real = diffusion._of_batch
+
+    def both(call, row):
+        halves["call"] = call
+        return real(call, row)
+
+    def averaged(module, call, **chosen):
+        rows = [attention_rows(module, real(halves["call"], row), **chosen) for row in (0, 1)]
+        return (rows[0] + rows[1]) / 2
+
+    monkeypatch.setattr(diffusion, "_of_batch", both)
+    monkeypatch.setattr(diffusion, "attention_rows", averaged)
+    with DiffusionRecorder(pipeline) as recorder:
+        generate(pipeline, steps=1)
+    with pytest.raises(CertificateError, match="does not rebuild"):
+        recorder.result()
+
+
+def test_parity_sees_the_wrong_half(monkeypatch):
+    pipeline, real = tiny_sd(seed=4), diffusion._of_batch
+    assert _unet_difference(pipeline) <= 1e-6
+    monkeypatch.setattr(diffusion, "_of_batch", lambda call, row: real(call, 1 - row))
+    assert _unet_difference(pipeline) > 1e-2

@@ -1,4 +1,4 @@
-"""However a model is held, copied, offloaded, compiled or wrapped: its record is the plain one, or a typed error names the cure."""
+"""R16: copied, offloaded, compiled or wrapped, a model has its plain record, or a typed error names the cure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from tests.capture.reference import inputs_of
 from tests.tiny import picture, tiny_llava
 from tests.tiny_diffusion import tiny_sd
 
+pytestmark = pytest.mark.promises("R16", target="the plain record, or a typed error")
+
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+def _fresh_graphs():
     yield
     torch.compiler.reset()  # graphs are kept for a class, and would serve the next test's model
 

@@ -1,0 +1,48 @@
+"""Settings in YAML files, which may come from anybody: plain values of a bounded size, or one clear error."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from probe.errors import FileError
+
+__all__ = ["read_settings"]
+
+#: The largest file that is read, in bytes: thousands of times as much as there are settings.
+LARGEST = 2**20
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings in a YAML file by name; none are an empty dictionary. Nothing in it is run, and nothing is said by reference.
+
+    Raises
+    ------
+    FileError
+        If it cannot be read, is no ordinary file or a large one, or holds anything but settings, one ``name: value`` a line.
+    """
+    import yaml
+
+    name = repr(os.fspath(path))
+    try:
+        # Looked at before it is opened: opening a pipe waits for a writer, and a device never ends.
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+            raise FileError(f"The plan {name} is no ordinary file of at most {LARGEST:,} bytes; give a YAML file.")
+        text = Path(path).read_text(encoding="utf-8")
+        # A few lines that name one another would grow into a list without end.
+        if any(isinstance(one, yaml.AliasEvent) for one in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise FileError(f"The plan {name} says values by reference (*name); write them where they belong.")
+        settings = yaml.safe_load(text)
+    except FileError:
+        raise
+    except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise FileError(f"The plan {name} cannot be read ({reason[:300]}); give a YAML file.") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise FileError(f"{name} is not a plan: it must hold settings, one 'name: value' a line.")
+    return settings
