@@ -1,7 +1,7 @@
 """What the interpreter does while tests run, and what it must not: unpickle, reach the network, start programs, read elsewhere.
 
-Python tells of every such act before it happens (PEP 578). The hook cannot be taken off again, and forked processes inherit it; what
-libraries do in C without telling Python, and what programs do that are started, it does not see.
+Python tells of every such act before it happens (PEP 578). The hook cannot be taken off again, and forked processes inherit it;
+what libraries do in C without telling Python, and what programs do that are started, it does not see.
 """
 
 from __future__ import annotations
