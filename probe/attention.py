@@ -16,7 +16,7 @@ from probe.provenance import Certificate, Source
 from probe.summaries import summary_html, summary_text
 from probe.text import phrase_span
 
-__all__ = ["AttentionRecord", "LayerAttention"]
+__all__ = ["AttentionRecord", "LayerAttention", "is_whole"]
 
 Quantity = Literal["attention", "contribution", "relevance", "concept similarity"]
 QueryKind = Literal[
@@ -290,9 +290,7 @@ class AttentionRecord:
         if reading not in ("minus mean", "attention"):
             raise InputError(f"reading must be 'minus mean' or 'attention', found {reading!r}.")
         record = self.minus_mean() if reading == "minus mean" else self
-        if "minus mean" in record.history and all(
-            _negligible(one.values.mean(2), torch.zeros_like(one.token_mean), level=one.values) for one in record.layers
-        ):
+        if "minus mean" in record.history and is_whole(record):
             raise InputError(
                 f"These {len(self.tokens)} tokens are the whole answer, whose mean minus itself is zero everywhere (what is left "
                 'is rounding); choose a phrase or some tokens, or use reading="attention".'
@@ -320,6 +318,18 @@ class AttentionRecord:
 
     def _repr_html_(self) -> str:
         return summary_html(self)
+
+
+def is_whole(record: AttentionRecord) -> bool:
+    """True if the record's tokens are all that its mean was taken over: their mean minus it (Eq. 3) is zero, and rounding is left.
+
+    These are all tokens of an answer; of a diffusion model's prompt its words, without the tokens that begin, end and pad it.
+    """
+    if "minus mean" in record.history:
+        return all(
+            _negligible(one.values.mean(2), torch.zeros_like(one.token_mean), level=one.values) for one in record.layers
+        )
+    return all(_negligible(one.values.mean(2), one.token_mean, level=one.values) for one in record.layers)
 
 
 def _negligible(found: Tensor, expected: Tensor, *, level: Tensor | None = None) -> bool:

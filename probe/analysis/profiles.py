@@ -23,6 +23,7 @@ from probe.analysis.scorer import (
     mean_word_map,
     phrase_maps,
     require_readable,
+    whole_phrases,
     word_maps,
 )
 from probe.analysis.stats import Interval, PoissonBootstrap
@@ -261,10 +262,12 @@ def _over_layers(
     """(position, quantity, phrase), one layer at a time: a layer's heads are never held beside another's."""
     alone, so_far, total = [], [], torch.zeros((), dtype=torch.float32)
     wanted, mass, words = common_grid(record.layers), patches_share(record), word_maps(record)
+    whole = whole_phrases(record, tokens)
     for number, layer in enumerate(record.layers, start=1):
         maps = phrase_maps(layer, tokens, "mean").mean(0)
         if reading == "minus mean":
             maps = maps - layer.token_mean.mean((0, 1))
+            maps[whole] = 0  # but for rounding, which must not be scored
         total = onto_grid(maps, layer.grid, wanted, mass=mass) + total.to(maps.device)
         here = None if words is None else words[number - 1]
         alone.append(_quantities(maps[:, None], targets.on(layer.grid), metric, here))

@@ -17,7 +17,7 @@ from probe.analysis.grids import common_grid, onto_grid, patches_share, same_gri
 from probe.analysis.metrics import METRICS, REASONS, degenerate_reason, score
 from probe.analysis.structure import Structure
 from probe.analysis.targets import Masks, Target, Targets, read_masks, resize_masks
-from probe.attention import AttentionRecord, LayerAttention
+from probe.attention import AttentionRecord, LayerAttention, is_whole
 from probe.errors import InputError
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "mean_maps",
     "mean_word_map",
     "require_readable",
+    "whole_phrases",
     "word_maps",
 ]
 
@@ -92,13 +93,16 @@ class ImageScorer:
         require_readable(record, self.settings.reading)
         if alone and not single:
             self._leave_out("minus_mean: the answer has one token, and one map minus its own mean is zero (images)")
-        heads, layers, mean_map, minus_mean = self._maps(record, tokens, targets, alone=alone)
+        # Zero but for rounding, and rounding must not be scored.
+        averaged = self.settings.combine == "mean" and not alone
+        whole = whole_phrases(record, tokens) if averaged else [alone] * len(tokens)
+        heads, layers, mean_map, minus_mean = self._maps(record, tokens, targets, whole=whole)
         # What layers, timesteps and controls are read from.
         read_map = mean_map if single else minus_mean
         self._note(mean_map if alone else minus_mean, target)
         both = torch.stack([mean_map, minus_mean])
         readings = score(self._reading_metrics, both, target) | peaks(both, target.weight, mean_word_map(record))
-        over_time = self._over_time(record, tokens, targets, alone=alone)
+        over_time = self._over_time(record, tokens, targets, whole=whole)
         parts = []
         for name in self.settings.metrics:
             beside = self._controls(name, read_map, target)
@@ -117,7 +121,7 @@ class ImageScorer:
         return (*names, "pointing_bicubic") if "pointing" in names and "pointing_bicubic" not in names else names
 
     def _maps(
-        self, record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, *, alone: bool
+        self, record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, *, whole: list[bool]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
         """Metric, and each of ``PEAKS``, -> (head of any layer, phrase) and (layer, phrase) scores, each on its layer's own grid;
         and the (phrase, row, col) means over heads and layers on the finest grid, raw and minus mean."""
@@ -128,8 +132,7 @@ class ImageScorer:
             each = [phrase_maps(one, tokens, self.settings.combine) for one in chunk]
             maps = torch.cat(each)
             minus = maps - torch.cat([one.token_mean.mean(0) for one in chunk])[:, None]
-            if alone:  # zero but for rounding, and rounding must not be scored
-                minus = torch.zeros_like(maps)
+            minus[:, whole] = 0
             target, counts = targets.on(chunk[0].grid), [len(one) for one in each]
             looked = None if words is None else torch.stack(words[done : done + len(chunk)])[:, None]
             read = minus if self.settings.reading == "minus mean" else maps
@@ -145,7 +148,7 @@ class ImageScorer:
         return joined[0], joined[1], mean_map, minus_mean
 
     def _over_time(
-        self, record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, *, alone: bool
+        self, record: AttentionRecord, tokens: Sequence[tuple[int, ...]], targets: Targets, *, whole: list[bool]
     ) -> dict[str, list[Tensor]]:
         """The same names -> (timestep, phrase) scores of the mean map and (timestep and head, phrase) scores; nothing for one
         timestep."""
@@ -157,7 +160,7 @@ class ImageScorer:
         means, heads = [], []
         for step in range(steps):
             part = record.select(timesteps=[step])
-            found, _, mean_map, minus_mean = self._maps(part, tokens, targets, alone=alone)
+            found, _, mean_map, minus_mean = self._maps(part, tokens, targets, whole=whole)
             heads.append(found)
             read = mean_map if single else minus_mean
             scores = score(self.settings.metrics, read, target) | peaks(read, target.weight, mean_word_map(part))
@@ -199,6 +202,12 @@ class ImageScorer:
 def is_one_map(record: AttentionRecord) -> bool:
     """True if the record holds one token and it is the whole answer, so that there is no mean to subtract."""
     return len(record.tokens) == 1 and all(bool((one.values[:, :, 0] == one.token_mean).all()) for one in record.layers)
+
+
+def whole_phrases(record: AttentionRecord, tokens: Sequence[tuple[int, ...]]) -> list[bool]:
+    """For each phrase, whether its tokens are all that the record's mean was taken over, so that nothing but rounding is left of
+    their mean minus it."""
+    return [is_whole(record.select(tokens=list(one))) for one in tokens]
 
 
 def is_single_row(record: AttentionRecord) -> bool:
@@ -261,14 +270,16 @@ def phrase_maps(layer: LayerAttention, tokens: Sequence[tuple[int, ...]], combin
 def mean_maps(record: AttentionRecord, tokens: Sequence[tuple[int, ...]], reading: Reading = "minus mean") -> Tensor:
     """(phrase, row, col) maps: each phrase's mean over its tokens, all heads of a layer, and all layers, on the finest grid.
 
-    An answer of one token minus its own mean is zero, and comes back as exactly that.
+    A phrase that is the whole answer minus its own mean is zero, and comes back as exactly that.
     """
     total = torch.zeros(())
+    whole = whole_phrases(record, tokens)
     wanted, mass = common_grid(record.layers), patches_share(record)
     for layer in record.layers:
         maps = phrase_maps(layer, tokens, "mean").mean(0)
         if reading == "minus mean":
-            maps = torch.zeros_like(maps) if is_one_map(record) else maps - layer.token_mean.mean((0, 1))
+            maps = maps - layer.token_mean.mean((0, 1))
+            maps[whole] = 0
         maps = onto_grid(maps, layer.grid, wanted, mass=mass)
         total = maps + total.to(maps.device)
     return total / len(record.layers)

@@ -61,6 +61,7 @@ def record(
     import matplotlib.pyplot as plt
 
     import probe
+    from probe.attention import is_whole
     from probe.plots import phrases, save_figure
     from probe.runs import main_view
 
@@ -72,8 +73,14 @@ def record(
     shown = main_view(found.record)
     given = [each for one in dict.fromkeys(phrase) for each in _each_time(shown, one)]
     wanted, note = (given, "") if given else _noun_phrases(shown)
-    # A single text is its own mean.
-    options: dict[str, Any] = {"reading": "attention"} if _is_one_text(shown) else {}
+    # A single text is its own mean, and so is a phrase that is all of the text.
+    whole = [one for one in wanted if shown.quantity != "contribution" and is_whole(shown[one])]
+    options: dict[str, Any] = {"reading": "attention"} if whole or _is_one_text(shown) else {}
+    if whole:
+        about = (
+            "a phrase is the whole text, and its map minus its own mean is zero everywhere: maps are drawn as recorded"
+        )
+        note = "; ".join(filter(None, [note, about]))
     figure = phrases(shown, wanted, picture, **options)[0].get_figure(root=True) if wanted else None
     kept = probe.save(found.record, target / "record.safetensors")
     figures = []

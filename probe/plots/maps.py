@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from probe.analysis.grids import mean_of_layers
-from probe.attention import AttentionRecord
+from probe.attention import AttentionRecord, is_whole
 from probe.errors import InputError
 from probe.images import recorded_image
 from probe.layout import PatchGrid
@@ -86,6 +86,11 @@ def phrase_map(record: AttentionRecord, *, reading: Reading, view: str | None) -
     if view is not None:
         record = record.select(view=view)
     subtracted = record.minus_mean() if reading == "minus mean" else record
+    if reading == "minus mean" and is_whole(record):
+        raise InputError(
+            f"{_phrase_of(record)!r} is the whole text, whose map minus its own mean is zero everywhere (the rest is rounding); "
+            "name a part of it, or draw it with reading='attention'."
+        )
     [single] = mean_of_layers(subtracted.mean("timestep", "token")).mean("head").layers
     heads = sorted({len(one.heads) for one in record.layers})
     averaged = any(-1 in one.heads for one in record.layers) or len(heads) > 1

@@ -22,7 +22,7 @@ from probe.images import recorded_image
 from probe.layout import PatchGrid
 from probe.outlines import outline_path
 from probe.widgets.scores import COLUMNS, SHOWN_METRICS, PhraseScores
-from probe.widgets.sheets import is_whole, of_view, readings_of, timesteps_of, view_names
+from probe.widgets.sheets import averaged_tokens, of_view, readings_of, timesteps_of, view_names
 
 __all__ = ["VERSION", "Shown", "contents_of", "first_tokens", "gather", "picture_number"]
 
@@ -190,7 +190,7 @@ def _record(record: AttentionRecord, label: str, scores: PhraseScores | None) ->
         "phrases": phrases,
         "note": note,
         "readings": list(readings_of(record)),
-        "whole": is_whole(record),
+        "averaged": averaged_tokens(record),
         "signed": record.quantity == "contribution",
         # Raw values can be laid on one scale only where these are the same.
         "kind": [record.quantity, record.query_kind, record.softmax_over],

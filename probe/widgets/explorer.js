@@ -1277,8 +1277,9 @@ export class Explorer {
       selections.forEach((one, i) => this.panels[i].show(one, ...this.mapOf(one, sheets[i])));
       this.sheets = sheets;
       const { grid } = this;
-      const other = sheets[0] !== grid.sheet || this.viewOf(selections[0]) !== grid.view || this.state.gridScale !== grid.scale;
-      if (other) this.grid.show(selections[0], sheets[0]);
+      const inGrid = this.isWhole(selections[0]) ? null : sheets[0];
+      const other = inGrid !== grid.sheet || this.viewOf(selections[0]) !== grid.view || this.state.gridScale !== grid.scale;
+      if (other) this.grid.show(selections[0], inGrid);
       this.grid.selection = selections[0];
       this.showText();
       this.showControls();
@@ -1295,6 +1296,12 @@ export class Explorer {
     }
   }
 
+  // Whether nothing but rounding is left of these tokens minus the mean, since they are all that it was taken over.
+  isWhole(selection) {
+    const { averaged } = this.contents.records[selection.record];
+    return selection.reading === "minus mean" && selection.tokens?.length > 0 && sameList(selection.tokens, averaged);
+  }
+
   // The map of a selection, and why there is none.
   mapOf(selection, sheet) {
     const record = this.contents.records[selection.record];
@@ -1302,7 +1309,7 @@ export class Explorer {
     if (!sheet) return [null, "This record's text does not say these words."];
     const { layer, head } = selection;
     const grid = view.grids[layer === null ? view.overall : view.layers[layer].grid];
-    if (selection.reading === "minus mean" && record.whole && selection.tokens.length === record.tokens.length) {
+    if (this.isWhole(selection)) {
       return [null, "All tokens of the text: their mean minus itself is zero everywhere. Choose some words."];
     }
     if (layer === null) return [{ values: sheet.overall, grid, error: 0 }, null];

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from probe.analysis.grids import common_grid, onto_grid, patches_share
 from probe.analysis.scorer import is_single_row
-from probe.attention import AttentionRecord, LayerAttention
+from probe.attention import AttentionRecord, LayerAttention, is_whole
 from probe.errors import InputError
 from probe.layout import PatchGrid
 
 __all__ = [
     "Reading",
     "Sheet",
+    "averaged_tokens",
     "make_sheet",
     "map_of",
     "mean_sheet",
@@ -82,13 +83,14 @@ def readings_of(record: AttentionRecord) -> tuple[Reading, ...]:
     return ("minus mean", "attention")
 
 
-def is_whole(record: AttentionRecord) -> bool:
-    """True if the record's tokens are all that its mean was taken over, so that all of them minus the mean are zero."""
-    # As far off as rounding is, also that of a record saved as compact.
-    return all(
-        bool((one.values.mean(2) - one.token_mean).abs().max() <= 2e-4 * one.values.abs().max())
-        for one in record.layers
-    )
+def averaged_tokens(record: AttentionRecord) -> list[int]:
+    """The positions of the tokens that the record's mean is over, where that can be told: all of them, or the words alone."""
+    everything = list(range(len(record.tokens)))
+    words = [place for place, (low, high) in enumerate(record.spans) if high > low]
+    for some in (everything, words):
+        if some and is_whole(record.select(tokens=some)):
+            return some
+    return []
 
 
 def make_sheet(

@@ -9,7 +9,7 @@ import pytest
 
 from probe.plots.maps import phrase_map
 from probe.widgets.sheets import (
-    is_whole,
+    averaged_tokens,
     make_sheet,
     map_of,
     mean_sheet,
@@ -77,8 +77,13 @@ def test_readings_that_a_record_allows():
 
 def test_all_tokens_are_told_from_some():
     record = make_record()
-    assert is_whole(record)
-    assert not is_whole(record["red circle"])
+    assert averaged_tokens(record) == list(range(len(record.tokens)))
+    assert averaged_tokens(record["red circle"]) == []
+    # A mean over the words alone, without the end token, as a diffusion model's is.
+    words = [place for place, (low, high) in enumerate(record.spans) if high > low]
+    assert len(words) < len(record.tokens)
+    layers = tuple(replace(one, token_mean=one.values[:, :, words].mean(2)) for one in record.layers)
+    assert averaged_tokens(replace(record, layers=layers)) == words
 
 
 def test_views_and_timesteps():
