@@ -113,7 +113,7 @@ def load_with_notes(path: str | os.PathLike[str]) -> tuple[AttentionRecord, dict
         return _record(header, tensors), header.get("notes", {})
     except FileError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ProbeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, ProbeError) as error:
         reason = " ".join(str(error).split())
         raise FileError(f"{target} is not a record saved by groundprobe ({type(error).__name__}: {reason}).") from error
 

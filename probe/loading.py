@@ -12,7 +12,7 @@ from typing import Any
 from probe.errors import ModelError
 from probe.text import shorten
 
-__all__ = ["CONFIG", "locate", "number_type", "quiet", "require_complete", "typed", "usable_device"]
+__all__ = ["CONFIG", "chat_text", "locate", "number_type", "quiet", "require_complete", "typed", "usable_device"]
 
 #: The file that makes a folder a saved model of transformers.
 CONFIG = "config.json"
@@ -100,6 +100,24 @@ def require_complete(found: dict[str, Any], what: str = "its") -> None:
             )
 
 
+def chat_text(speaker: Any, messages: list[dict[str, Any]], **options: Any) -> str:
+    """The messages as the chat template of a processor or tokenizer writes them.
+
+    Raises
+    ------
+    ModelError
+        If the template cannot be filled in: it comes with the model, and is run in a sandbox.
+    """
+    try:
+        return str(speaker.apply_chat_template(messages, **options))
+    except Exception as error:
+        # A template is a program, which can fail in any way that a program can.
+        reason = shorten(" ".join(str(error).split()), 200)
+        raise ModelError(
+            f"The model's chat template cannot be filled in ({type(error).__name__}: {reason}); save or fetch its processor again."
+        ) from error
+
+
 @contextmanager
 def typed(name: str) -> Iterator[None]:
     """Turn whatever the library raises while loading into one line that names the model."""
@@ -110,7 +128,7 @@ def typed(name: str) -> Iterator[None]:
     except Exception as error:
         # Whatever lies in a folder is read by many parsers, each with errors of its own; all mean that it cannot be loaded.
         lines = str(error).strip().splitlines() or [""]
-        reason = lines[0].strip().rstrip(".:")
+        reason = shorten(lines[0].strip(), 300).rstrip(".:")
         raise ModelError(
             f"{name!r} could not be loaded ({type(error).__name__}: {reason}). It must be a folder made with save_pretrained, "
             "holding the model and its processor, or the name of such a model on the hub with a network to reach it."

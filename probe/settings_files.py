@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from probe.errors import FileError
 
 __all__ = ["read_settings"]
 
+#: How deep lists may stand in one another; the settings that there are need two.
+DEEPEST = 8
 #: The largest file that is read, in bytes: thousands of times as much as there are settings.
 LARGEST = 2**20
 
@@ -32,13 +35,11 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
             raise FileError(f"The plan {name} is no ordinary file of at most {LARGEST:,} bytes; give a YAML file.")
         text = Path(path).read_text(encoding="utf-8")
-        # A few lines that name one another would grow into a list without end.
-        if any(isinstance(one, yaml.AliasEvent) for one in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise FileError(f"The plan {name} says values by reference (*name); write them where they belong.")
+        _require_plain(yaml.parse(text, Loader=yaml.SafeLoader), name)
         settings = yaml.safe_load(text)
     except FileError:
         raise
-    except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise FileError(f"The plan {name} cannot be read ({reason[:300]}); give a YAML file.") from error
     if settings is None:
@@ -46,3 +47,16 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise FileError(f"{name} is not a plan: it must hold settings, one 'name: value' a line.")
     return settings
+
+
+def _require_plain(events: Iterable[Any], name: str) -> None:
+    """Nothing, unless what is small in the file would be endless in memory or to look at."""
+    import yaml
+
+    depth = 0
+    for one in events:
+        if isinstance(one, yaml.AliasEvent):
+            raise FileError(f"The plan {name} says values by reference (*name); write them where they belong.")
+        depth += isinstance(one, yaml.CollectionStartEvent) - isinstance(one, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise FileError(f"The plan {name} is nested too deeply; settings are one 'name: value' a line.")

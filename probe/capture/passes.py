@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,8 @@ import torch
 from probe.attention import AttentionRecord
 from probe.capture.recorder import Recorder
 from probe.capture.records import record
-from probe.errors import InputError
+from probe.errors import InputError, ModelError, ProbeError
+from probe.loading import chat_text
 from probe.text import shorten
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def generate_and_record(
 ) -> AttentionRecord:
     """The record of a greedy answer to this prompt; ``options`` are those of ``record``."""
     inputs, _ = inputs_for(subject, picture, prompt)
-    with torch.inference_mode(), record(subject, **options) as recorder:
+    with torch.inference_mode(), _fed(subject), record(subject, **options) as recorder:
         subject.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return recorder.result(image=picture)
 
@@ -36,9 +38,24 @@ def read_and_record(
 ) -> AttentionRecord:
     """The record of a given answer to this prompt, read in one pass; ``options`` are those of ``record``."""
     inputs, start = inputs_with_answer(subject, picture, prompt, answer)
-    with torch.inference_mode(), Recorder(subject.model, subject.processor, **options, answer_start=start) as recorder:
+    recorder = Recorder(subject.model, subject.processor, **options, answer_start=start)
+    with torch.inference_mode(), _fed(subject), recorder:
         subject.model(**inputs, use_cache=False)
     return recorder.result(image=picture)
+
+
+@contextmanager
+def _fed(subject: Subject) -> Iterator[None]:
+    """Says of a model and a processor that do not belong together what the model says, such as the size of picture it takes."""
+    try:
+        yield
+    except ProbeError:
+        raise
+    except ValueError as error:
+        reason = shorten(" ".join(str(error).split()), 200)
+        raise ModelError(
+            f"{subject.name!r} cannot take what its processor made ({reason}); are both of the same checkpoint?"
+        ) from error
 
 
 def inputs_with_answer(
@@ -89,11 +106,13 @@ def inputs_for(subject: Subject, picture: Image, prompt: str) -> tuple[dict[str,
     ------
     InputError
         If the processor cannot prepare the picture, such as one that is much longer than wide.
+    ModelError
+        If its chat template cannot be filled in.
     """
     processor = subject.processor
     if getattr(processor, "chat_template", None):
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-        text = processor.apply_chat_template([message], add_generation_prompt=True)
+        text = chat_text(processor, [message], add_generation_prompt=True)
     else:
         text = subject.family.prompt.format(image=processor.image_token, prompt=prompt)
     try:

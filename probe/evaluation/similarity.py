@@ -166,8 +166,8 @@ class BertEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.name)
-            model = AutoModel.from_pretrained(self.name).to(self.device).eval()
+            tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
+            model = AutoModel.from_pretrained(self.name, trust_remote_code=False).to(self.device).eval()
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(

@@ -199,7 +199,7 @@ def load(name: str | Path, *, step: int | None = None) -> tuple[Any, Any]:
         model = LlavaForConditionalGeneration.from_pretrained(
             place,
             # A snapshot is weights alone: the rest is its parent's.
-            config=AutoConfig.from_pretrained(home),
+            config=AutoConfig.from_pretrained(home, trust_remote_code=False),
             generation_config=GenerationConfig.from_pretrained(home),
             dtype=torch.float32,
         )

@@ -72,7 +72,7 @@ def outline_of(name: str) -> ModelOutline:
         settings, _ = transformers.PretrainedConfig.get_config_dict(found)
         if isinstance(settings, dict) and settings.get("model_type") == "difflmm":
             import probe.difflmm  # noqa: F401 - makes its classes known to the library
-        config = transformers.AutoConfig.from_pretrained(found)
+        config = transformers.AutoConfig.from_pretrained(found, trust_remote_code=False)
         family = family_of(config)
         if family.kind != "language model":
             raise ModelError(

@@ -51,7 +51,11 @@ def _whole(plan: TrainingPlan, blueprint: Blueprint) -> Any:
     assert plan.model is not None  # for the type checker
     with loading("The model", plan.model):
         model, found = AutoModelForImageTextToText.from_pretrained(
-            located(plan.model), config=blueprint.config, dtype=getattr(torch, plan.dtype), output_loading_info=True
+            located(plan.model),
+            config=blueprint.config,
+            dtype=getattr(torch, plan.dtype),
+            output_loading_info=True,
+            trust_remote_code=False,
         )
         missing = sorted(found["missing_keys"])
         if missing:  # the library fills them with random numbers and goes on

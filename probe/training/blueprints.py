@@ -96,13 +96,13 @@ def _of_a_whole(kind: Kind, name: str, *, offline: bool) -> Blueprint:
     from transformers import AutoConfig, AutoProcessor
 
     with loading("The model", name):
-        config = AutoConfig.from_pretrained(located(name), local_files_only=offline)
+        config = AutoConfig.from_pretrained(located(name), local_files_only=offline, trust_remote_code=False)
     if config.model_type != kind:
         raise ModelError(
             f"model={name!r} is a {config.model_type}, not a {kind}; give a {kind}, or train {config.model_type}."
         )
     with loading("The processor", name):
-        processor = AutoProcessor.from_pretrained(located(name), local_files_only=offline)
+        processor = AutoProcessor.from_pretrained(located(name), local_files_only=offline, trust_remote_code=False)
     return Blueprint(config, processor)
 
 
@@ -112,7 +112,7 @@ def _tokenizer(name: str, *, offline: bool) -> Any:
 
     try:
         with loading("The tokenizer", name):
-            words = AutoTokenizer.from_pretrained(located(name), local_files_only=offline)
+            words = AutoTokenizer.from_pretrained(located(name), local_files_only=offline, trust_remote_code=False)
     except ModelError:
         if offline and not Path(name).is_dir():
             return None
@@ -131,7 +131,7 @@ def _text_config(name: str, words: Any, *, offline: bool) -> Any:
         config = LlamaConfig(**VICUNA_7B)
     else:
         with loading("The language model", name):
-            config = AutoConfig.from_pretrained(located(name), local_files_only=offline)
+            config = AutoConfig.from_pretrained(located(name), local_files_only=offline, trust_remote_code=False)
     token = config.vocab_size if words is None else int(words.convert_tokens_to_ids(IMAGE_TOKEN))
     config.vocab_size = max(config.vocab_size, token + 1)
     return config

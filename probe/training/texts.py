@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from probe.errors import InputError, ModelError
+from probe.loading import chat_text
 from probe.training.conversations import IMAGE_TOKEN, Conversation
 
 __all__ = ["NO_LOSS", "Encoder"]
@@ -98,10 +99,8 @@ class Encoder:
         return text, spans
 
     def _rendered(self, messages: list[dict[str, Any]], *, opened: bool) -> str:
-        found = self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=opened
-        )
-        return str(found)
+        options = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": opened}
+        return chat_text(self.tokenizer, messages, **options)
 
 
 def _patches(processor: Any) -> int:
