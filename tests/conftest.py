@@ -35,12 +35,17 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "local_sockets(reason): a test that talks to programs on this machine")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    # Before any fixture, also one of a whole module; a browser is driven over this machine's own sockets.
+    local = any(item.get_closest_marker(name) for name in ("local_sockets", "browser"))
+    watch.running.update(test=item.nodeid, local=local)
+
+
 @pytest.fixture(autouse=True)
 def _watched(request):
     """Fails the test that unpickles, reaches for the network, starts a program or reads where nothing of ours lies."""
-    watch.running.update(test=request.node.nodeid, local=request.node.get_closest_marker("local_sockets") is not None)
     yield
-    watch.running.update(local=False)
     problems = watch.seen[request.node.nodeid] = watch.news()
     if problems:
         pytest.fail("\n".join(problems))

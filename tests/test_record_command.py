@@ -49,3 +49,22 @@ def test_where_nothing_can_be_drawn_the_record_is_written_and_why_is_said(shell,
 def test_a_phrase_of_a_one_token_answer_is_refused_before_anything_is_written(refused, photo):
     message = refused("record", photo, "Hi", "--max-new-tokens", 1, "--phrase", "a")
     assert "is the whole answer, and a map minus its own mean is zero everywhere" in message
+
+
+def test_a_prompt_of_one_phrase_is_drawn_as_recorded(shell, tmp_path):
+    picture(64, 64).save(tmp_path / "photo.png")
+    argv = (
+        "record",
+        tmp_path / "photo.png",
+        "a red circle",
+        "--model",
+        "lab/diffusion",
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    code, printed, _ = shell(*argv)
+    data = json.loads(printed)
+    assert code == 0
+    assert "maps are drawn as recorded" in data["note"]
+    assert len(data["figures"]) == 2

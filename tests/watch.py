@@ -54,6 +54,11 @@ running: dict[str, Any] = {"test": "", "local": False}
 seen: dict[str, list[str]] = {}
 
 
+def _drives_a_browser(program: str) -> bool:
+    """Playwright's own driver, which starts Chromium."""
+    return running["local"] and program.endswith("/playwright/driver/node")
+
+
 def wrong(event: str, given: tuple[Any, ...], frame: FrameType | None = None) -> str:
     """What is wrong with an act; empty where it may happen. ``frame`` is where it was done."""
     if event == "open":
@@ -65,7 +70,8 @@ def wrong(event: str, given: tuple[Any, ...], frame: FrameType | None = None) ->
         return _wrong_address(event, given, frame)
     if event == "subprocess.Popen":
         program = os.fsdecode(given[0])
-        return "" if PROGRAMS.keys() & {program, os.path.realpath(program)} else f"started {program}"
+        known = PROGRAMS.keys() & {program, os.path.realpath(program)} or _drives_a_browser(program)
+        return "" if known else f"started {program}"
     if event in STARTING:
         return f"{event} {given[:1]}"
     return ""

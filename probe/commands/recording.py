@@ -74,7 +74,8 @@ def record(
     given = [each for one in dict.fromkeys(phrase) for each in _each_time(shown, one)]
     wanted, note = (given, "") if given else _noun_phrases(shown)
     # A single text is its own mean, and so is a phrase that is all of the text.
-    whole = [one for one in wanted if shown.quantity != "contribution" and is_whole(shown[one])]
+    several = len(shown.tokens) > 1 and shown.quantity != "contribution"
+    whole = [one for one in wanted if several and is_whole(shown[one])]
     options: dict[str, Any] = {"reading": "attention"} if whole or _is_one_text(shown) else {}
     if whole:
         about = (

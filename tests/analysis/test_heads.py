@@ -224,3 +224,24 @@ def test_records_of_one_picture_are_drawn_together_and_count_as_one_image() -> N
 def test_images_without_a_phrase_are_refused() -> None:
     with pytest.raises(InputError, match="no phrase to score in 2 images"):
         score_heads([record for record, _ in make_images(2)], [{}, {}])
+
+
+def _mean_over_words(record):
+    """The record as a diffusion model's: its mean is over the words alone, without the end token."""
+    words = [place for place, (low, high) in enumerate(record.spans) if high > low]
+    layers = tuple(replace(one, token_mean=one.values[:, :, words].mean(2)) for one in record.layers)
+    return replace(record, layers=layers)
+
+
+def test_a_phrase_that_is_the_whole_text_leaves_rounding_which_is_not_scored() -> None:
+    images = [(_mean_over_words(record), masks) for record, masks in make_images(3)]
+    records = [record for record, _ in images]
+    everything = [{(0, len(record.text)): next(iter(masks.values()))} for record, masks in images]
+    scores = score_heads(records, everything, metric="pointing", replicates=10)
+    assert np.isnan(scores.grid()[0]).all()
+    assert np.isnan(scores.reading("minus_mean").value)
+    assert not np.isnan(scores.reading("mean_map").value)
+    assert any("same in every patch" in reason for reason in scores.left_out)
+    # Some of the words are scored as ever, and so is the whole text by its first token.
+    assert not np.isnan(score_heads(records, [masks for _, masks in images], replicates=10).grid()[0]).any()
+    assert not np.isnan(score_heads(records, everything, combine="first", replicates=10).grid()[0]).any()

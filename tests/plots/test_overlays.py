@@ -200,3 +200,18 @@ def test_many_phrases_fill_several_rows() -> None:
     axes = probe.plots.phrases(record, ["red", "circle", "blue", "square", "and"], IMAGE)
     assert len(axes) == len(axes[0].figure.axes) - 1 == 5  # and the one bar
     assert axes[4].get_subplotspec().rowspan.start == 1
+
+
+def test_rounding_is_not_drawn_as_a_map() -> None:
+    record = make_record()
+    words = [place for place, (low, high) in enumerate(record.spans) if high > low]
+    layers = tuple(replace(one, token_mean=one.values[:, :, words].mean(2)) for one in record.layers)
+    record = replace(record, layers=layers)  # as of a diffusion model: the mean over the words alone
+    image = Image.new("RGB", record.image_size[::-1])
+    for draw in (lambda whole: probe.plots.overlay(whole, image), lambda whole: whole.heatmap()):
+        with pytest.raises(InputError, match=r"whole .* zero everywhere"):
+            draw(record.select(tokens=words))
+    with pytest.raises(InputError, match="is the whole text"):
+        probe.plots.phrases(record, [record.text], image)
+    probe.plots.phrases(record, [record.text], image, reading="attention")
+    probe.plots.overlay(record.select(tokens=words[:-1]), image)
