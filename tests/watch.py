@@ -65,7 +65,7 @@ def wrong(event: str, given: tuple[Any, ...], frame: FrameType | None = None) ->
         return _wrong_path(given[0])
     if event == "pickle.find_class":
         # Tensors come back from a training's own worker processes as pickles.
-        return "" if _within(frame, "/multiprocessing/", "/torch/utils/data/") else f"unpickled {given[1]}.{given[2]}"
+        return "" if _within(frame, "/multiprocessing/", "/torch/utils/data/") else f"unpickled {given[0]}.{given[1]}"
     if event in NETWORK:
         return _wrong_address(event, given, frame)
     if event == "subprocess.Popen":
