@@ -21,6 +21,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAMS = {
     os.path.realpath(sys.executable): "tests of imports, hash seeds and several processes start Python anew",
     "java": "METEOR and its tokenizer are Java programs",
+    "fc-list": "matplotlib lists the fonts of a machine once",
+    "system_profiler": "the same, on macOS",
 }
 #: Files outside of all roots that the standard library looks at by itself.
 FILES = ("/etc/mime.types", "/etc/os-release", "/etc/localtime", "/etc/timezone")
