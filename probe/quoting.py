@@ -50,4 +50,3 @@ def spreadsheet_table(table: Any) -> Any:
             formula = compute.is_in(compute.utf8_slice_codeunits(cells, 0, 1), pa.array(_FORMULAS))
             table = table.set_column(number, column, compute.if_else(formula, quoted, cells))
     return table
-

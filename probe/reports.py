@@ -65,7 +65,7 @@ def plain_console(**options: Any) -> Console:
     from rich.console import Console
 
     console = Console(markup=False, highlight=False, **options)
-    console.push_render_hook(_Harmless())
+    console.push_render_hook(_Harmless())  # type: ignore[arg-type] - a subclass would import rich with this module
     return console
 
 

@@ -38,9 +38,7 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def _watched(request):
     """Fails the test that unpickles, reaches for the network, starts a program or reads where nothing of ours lies."""
-    watch.running.update(
-        test=request.node.nodeid, local=request.node.get_closest_marker("local_sockets") is not None
-    )
+    watch.running.update(test=request.node.nodeid, local=request.node.get_closest_marker("local_sockets") is not None)
     yield
     watch.running.update(local=False)
     problems = watch.seen[request.node.nodeid] = watch.news()

@@ -1,7 +1,7 @@
-"""What the interpreter does while the tests run, and what it must not: unpickle, reach the network, start programs, read elsewhere.
+"""What Python does while the tests run, and what it must not: unpickle, reach the network, start programs, read elsewhere.
 
-Python tells of every such act before it happens (PEP 578). The hook cannot be taken off again, and forked processes inherit it; what
-libraries do in C without telling Python, and what programs do that are started, it does not see.
+It tells of every such act before it happens (PEP 578). The hook cannot be taken off again, and forked processes inherit it;
+what libraries do in C without telling Python, and what programs do that are started, it does not see.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ FILES = ("/etc/mime.types", "/etc/os-release", "/etc/localtime", "/etc/timezone"
 def _roots() -> tuple[str, ...]:
     """Folders that may be read: Python and its packages, this project, its data, temporary files, caches, and the system."""
     paths = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *filter(None, sys.path)}
-    paths |= {str(REPOSITORY), str(REPOSITORY.parent / "shared"), tempfile.gettempdir(), os.environ.get("TMPDIR", "/tmp")}
+    paths |= {
+        str(REPOSITORY),
+        str(REPOSITORY.parent / "shared"),
+        tempfile.gettempdir(),
+        os.environ.get("TMPDIR", "/tmp"),
+    }
     caches = ("XDG_CACHE_HOME", "HF_HOME", "MPLCONFIGDIR", "PYTHONPYCACHEPREFIX")
     paths |= {str(Path.home() / ".cache"), *(os.environ[one] for one in caches if os.environ.get(one))}
     paths |= {"/usr", "/lib", "/lib64", "/proc", "/sys", "/dev"}
@@ -98,7 +103,7 @@ def _within(frame: FrameType | None, *places: str) -> bool:
 
 _watched = frozenset({"open", "pickle.find_class", "subprocess.Popen", *NETWORK, *STARTING})
 # Forked processes write to the same file, and its place is kept here, since they do not share variables.
-_told = tempfile.TemporaryFile()
+_told = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
 _read = 0
 
 

@@ -69,7 +69,9 @@ def _check_phrase(record: JsonRecord, caption: JsonRecord, folder: CocoFolder, p
     start, end, text = record.integer("start", low=0), record.integer("end", low=1), record.text("text")
     found = caption.text("caption")[start:end]
     if found != text:
-        raise record.error(f"its text is {shown(text)}, and its caption says {shown(found)} at characters {start} to {end}")
+        raise record.error(
+            f"its text is {shown(text)}, and its caption says {shown(found)} at characters {start} to {end}"
+        )
     if "category" in record.fields:
         record.text("category")
     instances, segments = record.integers("ann_ids"), record.integers("segment_ids")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections import defaultdict
 from dataclasses import replace
@@ -11,13 +9,9 @@ from math import isnan
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from probe.evaluation.average_precision import AveragePrecision, Masked
 from probe.evaluation.protocol_files import (
-    write_coco_results,
-    write_coco_truths,
     write_gcg_predictions,
     write_gcg_truths,
 )

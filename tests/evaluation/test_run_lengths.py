@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from probe.analysis.targets import resize_masks
 from probe.errors import InputError
 from probe.evaluation import run_lengths
 from probe.grounding.scores import _centre_box
-from tests.evaluation.scored import plain_iou
 
 seeds = st.integers(0, 2**32 - 1)
 

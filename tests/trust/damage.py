@@ -16,12 +16,25 @@ STRANGE = (
     {"size": [4, 6], "counts": [24]}, {"size": [2**40, 2**40], "counts": [2**80]}, {"size": [6, 4], "counts": [0, 24]},
 )  # fmt: skip
 #: What is put in the place of a table, or of a part of one.
-BYTES = (b"", b"\xff\xfe", b"{", b"[" * 100_000, b'{"a": NaN}', b"\x00", b"\xef\xbb\xbf[]", b"1" * 5000, b'"\\ud800"', b'"')
+BYTES = (
+    b"",
+    b"\xff\xfe",
+    b"{",
+    b"[" * 100_000,
+    b'{"a": NaN}',
+    b"\x00",
+    b"\xef\xbb\xbf[]",
+    b"1" * 5000,
+    b'"\\ud800"',
+    b'"',
+)
 
 
 def places(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place in a JSON value, as the keys that lead there."""
-    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    inner = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
     return [before, *(place for key, one in inner for place in places(one, (*before, key)))]
 
 

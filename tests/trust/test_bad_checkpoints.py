@@ -1,4 +1,4 @@
-"""Folders of models with anything in them: one typed line, or a model that is recorded truthfully; nothing is run, nothing hangs."""
+"""Folders of models with anything in them: one typed line, or a model that is recorded truthfully."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def test_damaged_checkpoints(line, full, tmp_path, checkpoint):
     number = 600 if full else 60
     target = "0 crashes, 0 tracebacks, one typed line, nothing half-written"
     models = line("R23", target=target, least=number)
-    folder, image = tmp_path / "model", Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    folder, image = (
+        tmp_path / "model",
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)),
+    )
 
     def action(seed):
         shutil.rmtree(folder, ignore_errors=True)

@@ -56,7 +56,9 @@ def count(line, found, plain):
         typed = refusal is not None and refusal.isprintable()
         right = "pixels" in value and other.value in ("", value["pixels"])
         ok = one.kind == "done" and one.peak <= MEMORY and (typed or right)
-        line.trial(ok, silent="pixels" in value and not right, what=f"{one.item}: {one.kind} {value} {one.peak:,} bytes")
+        line.trial(
+            ok, silent="pixels" in value and not right, what=f"{one.item}: {one.kind} {value} {one.peak:,} bytes"
+        )
 
 
 @needs_hostile

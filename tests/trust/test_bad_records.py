@@ -120,7 +120,10 @@ def test_damaged_records(line, full, tmp_path):
 
 
 PLANS = {
-    "sweep": ("limit: 3\nchunk: 2\nlayers: 0-1\nheads: 0, 2\nhow: [zero, mean]\neffects: auroc\nprompt: Describe.\n", ["sweep"]),
+    "sweep": (
+        "limit: 3\nchunk: 2\nlayers: 0-1\nheads: 0, 2\nhow: [zero, mean]\neffects: auroc\nprompt: Describe.\n",
+        ["sweep"],
+    ),
     "evaluate": (
         "model: lab/llava\ndata: lab\nlimit: 3\nmax_new_tokens: 8\nrefiner: threshold\nprompt: Describe.\n",
         ["evaluate", "gcg", "--config"],
@@ -132,8 +135,8 @@ HOSTILE = (
     "!!python/object/apply:os.system ['touch executed']", "!!python/name:os.system", "&a [*a, *a]", "{? [1]: 2}", "2001-99-99",
     "!!binary x", "\x00", "\x1b[2J", "'\x1b[2J'", "1e999", ".nan", "- - - - -", "? ", "<<: 3", "%YAML 9.9", "[" * 2000, "0x", "1_0",
     "{" * 2000, "a: &a {<<: *a}", "!!set {1}", "!!timestamp 1", "\ud800",
-    "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c]\n"
-    "e: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\nlimit: [*f,*f,*f,*f,*f,*f,*f]",
+    "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c]\n"
+    "e: &e [*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e]\nlimit: [*f,*f,*f,*f,*f,*f,*f]",
 )  # fmt: skip
 
 
@@ -192,7 +195,7 @@ def test_plans_that_are_no_files(line, tmp_path):
     plans = line("R23", target=TARGET, least=4)
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / "absent"):
-        found = list(outcomes(lambda path: told(lambda: read_plan(path)), [str(place)]))[0]
+        found = next(outcomes(lambda path: told(lambda: read_plan(path)), [str(place)]))
         plans.trial(found.kind == "done" and str(place) in found.value.get("refused", ""), what=f"{place}: {found}")
     assert read_plan(_written(tmp_path / "right.yaml")) == SweepPlan(limit=3)
     plans.settle()

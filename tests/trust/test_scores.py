@@ -66,9 +66,7 @@ def test_average_precision_equals_cocoeval(line, full, tmp_path):
         # From no picture with anything in it to many.
         truths, predictions = zip(*random_pairs(seed, 1 + seed % 30, most=2 + seed % 5), strict=True)
         write_coco_truths(tmp_path / "instances.json", truths, categories=ids)
-        written = write_coco_results(
-            tmp_path / "results.json", truths, predictions, categories=ids, rule=last_word
-        )
+        written = write_coco_results(tmp_path / "results.json", truths, predictions, categories=ids, rule=last_word)
         precision = AveragePrecision(replicates=2)
         for true, found in zip(truths, predictions, strict=True):
             precision.add(

@@ -50,7 +50,11 @@ def unpickles(tree):
     for function, given in calls(tree):
         if function == "torch.load" and given.get("weights_only") != "True":
             found.append("torch.load without weights_only=True")
-        found += [f"{name}={given[name]}" for name in ("allow_pickle", "weights_only") if given.get(name, SAID[name]) != SAID[name]]
+        found += [
+            f"{name}={given[name]}"
+            for name in ("allow_pickle", "weights_only")
+            if given.get(name, SAID[name]) != SAID[name]
+        ]
     return found
 
 
@@ -84,9 +88,20 @@ def test_the_source_neither_unpickles_nor_reaches_nor_trusts(line):
 
 
 def test_the_rules_find_what_breaks_them():
-    for source in ("import pickle", "from dill import x", "torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)"):
+    for source in (
+        "import pickle",
+        "from dill import x",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p, allow_pickle=True)",
+    ):
         assert unpickles(ast.parse(source)), source
-    for source in ("eval(x)", "AutoConfig.from_pretrained(x)", "f(trust_remote_code=True)", "transformers.AutoModel.from_pretrained(x)"):
+    for source in (
+        "eval(x)",
+        "AutoConfig.from_pretrained(x)",
+        "f(trust_remote_code=True)",
+        "transformers.AutoModel.from_pretrained(x)",
+    ):
         assert trusts(ast.parse(source)), source
     assert not unpickles(ast.parse("torch.load(p, weights_only=True)"))
     assert not trusts(ast.parse("AutoConfig.from_pretrained(x, **remote); re.compile(x)"))
@@ -95,7 +110,12 @@ def test_the_rules_find_what_breaks_them():
 def in_python(code: str, **environment: str) -> dict:
     """What a fresh Python says in its last line, as JSON."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=TESTS, env=os.environ | environment
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=TESTS,
+        env=os.environ | environment,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -230,7 +250,9 @@ def test_code_beside_a_model_runs_only_where_the_caller_says_so(line, tmp_path, 
             except ModelError as error:
                 typed = "\n" not in str(error)
             code, _, _ = shell("check", folder)
-            remote.trial(typed and not canary.exists() and code in (0, 1, 2), what=f"{name}: {typed}, {canary.exists()}")
+            remote.trial(
+                typed and not canary.exists() and code in (0, 1, 2), what=f"{name}: {typed}, {canary.exists()}"
+            )
     with pytest.raises(ModelError):  # what it makes is of no known family, but by then it has been run
         probe.load_model(tmp_path / "model config.json True", trust_remote_code=True)
     assert canary.exists(), "with trust the code runs, or the test sees nothing"
