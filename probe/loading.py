@@ -134,7 +134,7 @@ def typed(name: str) -> Iterator[None]:
     except Exception as error:
         # Whatever lies in a folder is read by many parsers, each with errors of its own; all mean that it cannot be loaded.
         lines = str(error).strip().splitlines() or [""]
-        reason = shorten(lines[0].strip(), 300).rstrip(".:")
+        reason = shorten(lines[0].strip(), 500).rstrip(".:")
         raise ModelError(
             f"{name!r} could not be loaded ({type(error).__name__}: {reason}). It must be a folder made with save_pretrained, "
             "holding the model and its processor, or the name of such a model on the hub with a network to reach it."

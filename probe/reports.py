@@ -65,11 +65,11 @@ def plain_console(**options: Any) -> Console:
     from rich.console import Console
 
     console = Console(markup=False, highlight=False, **options)
-    console.push_render_hook(_Harmless())  # type: ignore[arg-type] - a subclass would import rich with this module
+    console.push_render_hook(_Harmless())  # type: ignore[arg-type]
     return console
 
 
-class _Harmless:
+class _Harmless:  # a subclass of rich's own would import rich with this module
     """What is printed, with every text that is no style of ours as ``terminal_text`` has it."""
 
     def process_renderables(self, renderables: list[Any]) -> list[Any]:
