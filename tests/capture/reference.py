@@ -30,10 +30,16 @@ __all__ = [
 PATCHES = 16  # of the tiny models: 4 x 4
 
 
-def inputs_of(subject: Subject, image: Any, prompt: str = "Describe the image.", *, padding: int = 0) -> dict[str, Any]:
+def inputs_of(
+    subject: Subject,
+    image: Any,
+    prompt: str = "Describe the image.",
+    *,
+    padding: int = 0,
+    template: str = "USER: <image>\n{prompt} ASSISTANT:",
+) -> dict[str, Any]:
     """What the processor makes of this, with that many padding tokens in front."""
-    text = f"USER: <image>\n{prompt} ASSISTANT:"
-    inputs = dict(subject.processor(images=image, text=text, return_tensors="pt"))
+    inputs = dict(subject.processor(images=image, text=template.format(prompt=prompt), return_tensors="pt"))
     inputs["pixel_values"] = inputs["pixel_values"].to(subject.model.dtype)
     front = torch.full((1, padding), subject.processor.tokenizer.pad_token_id)
     return {

@@ -44,7 +44,42 @@ def _sentence_piece():
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-TOKENIZERS = {"byte level": _byte_level, "sentence piece": _sentence_piece}
+def _merged_pieces():
+    """Like Mistral's: the same signs, put together by merges; what has no piece is spelt in bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    signs = ["▁", *"abdeghilmnorst.,é"]
+    merges = [("▁", "a"), ("▁", "r"), ("▁r", "e"), ("▁re", "d"), ("l", "l"), ("▁", "b"), ("▁b", "a"), ("▁ba", "ll")]
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *signs, *map("".join, merges)]
+    vocabulary = {one: place for place, one in enumerate(dict.fromkeys(words))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def _bytes_alone():
+    """A token for each byte and no other."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {one: place for place, one in enumerate(["<s>", "</s>", *letters])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+TOKENIZERS = {
+    "byte level": _byte_level,
+    "sentence piece": _sentence_piece,
+    "merged pieces": _merged_pieces,
+    "bytes alone": _bytes_alone,
+}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

@@ -35,18 +35,6 @@ def _only(record, **options):
     return one
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_both_reductions_equal_a_plain_line(seed):
-    # R9: as described, and as first released.
-    record = make_record(layers=3, heads=5, seed=seed)
-    maps = np.stack([one.values[0].double().numpy() for one in record.layers])  # (layer, head, token, row, col)
-    described = (maps.mean((0, 1)) - maps.mean((0, 1, 2)))[1:3].mean(0)
-    released = (maps[:, -2:-1].mean((0, 1)) - maps[:, -2:-1].mean((0, 1, 2)))[1:3].mean(0)
-    assert np.abs(_only(record).map.numpy() - described).max() < 1e-7
-    assert np.abs(_only(record, reduction="as-first-released").map.numpy() - released).max() < 1e-7
-    assert np.abs(described - released).max() > 1e-3
-
-
 @pytest.mark.parametrize(("combine", "line"), [("mean", np.mean), ("max", np.max), ("first", lambda m, axis: m[0])])
 def test_how_the_maps_of_several_tokens_become_one(combine, line):
     record = make_record()
