@@ -76,8 +76,8 @@ def _run(argv: list[str]) -> int:
     argv = _with_sweep_run(argv)
     parser, verbs = _parser(argv)
     given = _with_recipes([_with_underscores(one) for one in argv])
-    for path in _plan_files(given):
-        read_settings(path)  # the library would wait for a pipe, read a device, and follow references without end
+    for plan in _plan_files(given):
+        read_settings(plan)  # the library would wait for a pipe, read a device, and follow references without end
     try:
         settings = parser.parse_args(given)
     except (ArgumentError, TypeError, ValueError) as error:

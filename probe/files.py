@@ -225,7 +225,7 @@ def _read(target: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                     f"{target} is a safetensors file but not a record saved by groundprobe: it has no header of ours."
                 )
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         if isinstance(error, FileError):
             raise
         raise FileError(f"{target} is not a saved record, or it is damaged ({error}).") from error

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from probe.errors import ModelError
+from probe.errors import FileError, ModelError
+from probe.ordinary_files import require_folder
 from probe.text import shorten
 
 __all__ = ["CONFIG", "chat_text", "locate", "number_type", "quiet", "require_complete", "typed", "usable_device"]
@@ -29,7 +30,7 @@ def locate(name: str, *, dtype: str, files: Sequence[str] = (CONFIG,), example: 
     Raises
     ------
     ModelError
-        If there is no such lab model, or no such folder, or it is none that a model was saved in.
+        If there is no such lab model, or no such folder, it is none that a model was saved in, or a pipe or device lies in it.
     """
     if name.startswith("lab/"):
         from probe.lab.storage import folder
@@ -46,6 +47,11 @@ def locate(name: str, *, dtype: str, files: Sequence[str] = (CONFIG,), example: 
         raise ModelError(
             f"The folder {name!r} has no {' or '.join(files)}, so it is not a saved model; was it made with save_pretrained?"
         )
+    if looks_local:
+        try:
+            require_folder(path)
+        except FileError as error:
+            raise ModelError(f"The folder {name!r} is not a saved model: {error}.") from error
     return (str(path) if looks_local else name), dtype
 
 
@@ -128,7 +134,7 @@ def typed(name: str) -> Iterator[None]:
     except Exception as error:
         # Whatever lies in a folder is read by many parsers, each with errors of its own; all mean that it cannot be loaded.
         lines = str(error).strip().splitlines() or [""]
-        reason = shorten(lines[0].strip(), 300).rstrip(".:")
+        reason = shorten(lines[0].strip(), 500).rstrip(".:")
         raise ModelError(
             f"{name!r} could not be loaded ({type(error).__name__}: {reason}). It must be a folder made with save_pretrained, "
             "holding the model and its processor, or the name of such a model on the hub with a network to reach it."

@@ -12,6 +12,7 @@ from typing import Any
 from probe.errors import ModelError, did_you_mean
 from probe.families import FAMILIES, Family
 from probe.loading import require_complete
+from probe.ordinary_files import require_folder
 
 __all__ = ["INDEX", "load_pipeline", "pipeline_family"]
 
@@ -71,7 +72,7 @@ def pipeline_family(class_name: str) -> Family:
 def _index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"its {INDEX} is not valid JSON ({error}); save or fetch it again.") from error
     if not isinstance(index, dict):
         raise ModelError(f"its {INDEX} holds no parts; save or fetch it again.")
@@ -88,6 +89,7 @@ def _is_model(library: str, class_name: str) -> bool:
 def _part(folder: Path, name: str, library: str, class_name: str, *, dtype: Any) -> Any:
     """One model of the pipeline, all of its weights from the folder."""
     kind = getattr(importlib.import_module(library), class_name)
+    require_folder(folder / name)
     # With a shape that differs the one library raises by itself, the other reports it only if asked to go on.
     options = {"dtype": dtype} | ({} if library == "diffusers" else {"ignore_mismatched_sizes": True})
     with quiet():

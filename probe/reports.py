@@ -70,7 +70,7 @@ def plain_console(**options: Any) -> Console:
     return console
 
 
-class _Harmless:
+class _Harmless:  # a subclass of rich's own would import rich with this module
     """What is printed, with every text that is no style of ours as ``terminal_text`` has it."""
 
     def process_renderables(self, renderables: list[Any]) -> list[Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from probe.errors import FileError
+from probe.ordinary_files import require_file
 
 __all__ = ["read_settings"]
 
@@ -30,10 +30,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     name = repr(os.fspath(path))
     try:
-        # Looked at before it is opened: opening a pipe waits for a writer, and a device never ends.
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
-            raise FileError(f"The plan {name} is no ordinary file of at most {LARGEST:,} bytes; give a YAML file.")
+        require_file(path, largest=LARGEST)
         text = Path(path).read_text(encoding="utf-8")
         _require_plain(yaml.parse(text, Loader=yaml.SafeLoader), name)
         settings = yaml.safe_load(text)

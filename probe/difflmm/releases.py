@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import ModelError, did_you_mean
+from probe.ordinary_files import require_file
 
 __all__ = ["NAMES", "POSITIONS", "Release", "diffusion_settings", "lora_class", "read_release", "require_names"]
 
@@ -37,6 +38,8 @@ NAMES = {
     "vt_pe": "multi_modal_projector.position",
 }
 POSITIONS = NAMES["clip_pe"]
+#: The largest file of settings that is read, in bytes.
+LARGEST = 2**24
 #: What an adapter may say about its LoRA; anything else that is set is refused, since it would change the weights unseen.
 _LORA = (
     "r",
@@ -113,10 +116,11 @@ def diffusion_settings(released: dict[str, Any]) -> dict[str, int]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ModelError(f"The adapter has no {path.name}: {path} is missing.")
     try:
+        require_file(path, largest=LARGEST)
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"The adapter has no {path.name}: {path} is missing.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({str(error).splitlines()[0]}).") from error
     if not isinstance(found, dict):

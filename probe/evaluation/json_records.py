@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from probe.errors import FileError, InputError
+from probe.ordinary_files import require_file
 
 __all__ = [
     "JsonRecord",
@@ -21,7 +20,6 @@ __all__ = [
     "read_value",
     "records_in",
     "records_of",
-    "require_file",
     "shown",
 ]
 
@@ -208,29 +206,6 @@ def read_value(path: Path) -> Any:
 def _bytes_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
-
-
-def require_file(path: Path, *, largest: int | None = None) -> None:
-    """Nothing, once it is certain that the path is an ordinary file, of at most ``largest`` bytes.
-
-    Raises
-    ------
-    FileError
-        It is not, or cannot be looked at.
-    """
-    try:
-        # Looked at before it is opened: opening a FIFO waits for a writer.
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise FileError(f"{str(path)!r} is not an ordinary file: a JSON file is needed")
-        if largest is not None and found.st_size > largest:
-            raise FileError(
-                f"{str(path)!r} has {found.st_size:,} bytes; at most {largest:,} are read: split it, or keep the records needed"
-            )
-    except FileError:
-        raise
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
 

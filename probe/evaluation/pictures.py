@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import FileError
-from probe.evaluation.json_records import JsonRecord, by_id, records_in
+from probe.evaluation.json_records import JsonRecord, by_id, records_in, shown
 from probe.evaluation.paths import file_inside
 from probe.images import image_size, max_pixels
 
@@ -58,7 +58,10 @@ def read_pictures(path: Path, content: dict[str, Any]) -> dict[int, Picture]:
     pictures: dict[int, Picture] = {}
     for number, record in by_id(records_in(path, content, "images", "image")):
         size = record.integer("height", low=1), record.integer("width", low=1)
-        pictures[number] = Picture(record, number, record.text("file_name"), size)
+        name = record.text("file_name")
+        if not Path(name).name:
+            raise record.error(f"its 'file_name' is {shown(name)}; it needs the name of a file")
+        pictures[number] = Picture(record, number, name, size)
     return pictures
 
 

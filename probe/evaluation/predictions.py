@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import FileError, InputError
-from probe.evaluation.json_records import JsonRecord, parsed, require_file, shown
+from probe.evaluation.json_records import JsonRecord, parsed, shown
 from probe.evaluation.run_lengths import RunLengths, checked, encode
 from probe.grounding.segment import Segmentation
+from probe.ordinary_files import require_file
 from probe.writing import write_beside
 
 __all__ = ["PredictedPhrase", "Prediction", "from_segmentation", "read_predictions", "write_predictions"]

@@ -21,6 +21,7 @@ from probe.evaluation.examples import Example
 from probe.files import load_with_notes, save
 from probe.grounding.choices import Reduction
 from probe.models import Subject
+from probe.ordinary_files import require_file
 from probe.protocols.identity import picture_digest
 from probe.protocols.plans import EvaluationPlan, Protocol, Shard
 from probe.protocols.questions import Question, questions_of
@@ -30,6 +31,8 @@ from probe.writing import write_beside
 
 __all__ = ["Failure", "MapStore", "make_maps", "reduced_record", "reduction_of"]
 
+#: The largest file of a key or a reason that is read, in bytes.
+LARGEST = 2**20
 #: The number of each reduction among the heads of a reduced record: the mean of all, and the last but one of each layer.
 HEADS: dict[Reduction, int] = {"all-heads": -1, "as-first-released": -2}
 
@@ -179,8 +182,9 @@ def _shown(value: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        require_file(path, largest=LARGEST)
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{str(path)!r} cannot be read ({' '.join(str(error).split())[:100]}); delete it.") from error
     if not isinstance(found, dict):
         raise FileError(f"{str(path)!r} is no object; delete it.")

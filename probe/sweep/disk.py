@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import FileError
+from probe.ordinary_files import require_file
 from probe.sweep.identity import canonical, digest_of
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "with_checksum",
     "write_durably",
 ]
+
+#: The largest file of settings that is read, in bytes.
+LARGEST = 2**26
 
 # A hard link is how a file appears under its name only if no other does; some file systems have none.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -171,6 +175,7 @@ def read_checked(path: Path) -> dict[str, Any]:
     FileError
         If it cannot be read, or is not what was written.
     """
+    require_file(path, largest=LARGEST)
     try:
         values = json.loads(path.read_bytes().decode())
         checksum = values.pop("checksum")

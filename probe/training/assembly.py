@@ -19,6 +19,7 @@ from probe.difflmm.parts import (
     make_new,
 )
 from probe.errors import ModelError
+from probe.ordinary_files import require_file
 from probe.training.blueprints import Blueprint, located
 from probe.training.plans import Kind, TrainingPlan
 
@@ -145,11 +146,12 @@ def read_trained(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
+        require_file(path)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"The trained weights {str(path)!r} cannot be read ({str(error).splitlines()[0]}); give the folder of a finished "
-            "stage 1."
+            f"The trained weights {str(path)!r} cannot be read ({reason[:200]}); give the folder of a finished stage 1."
         ) from error
 
 
@@ -182,9 +184,10 @@ def read_parts(projector: str) -> dict[str, str]:
     """
     path = Path(projector) / RECORD
     try:
+        require_file(path)
         record = json.loads(path.read_text(encoding="utf-8"))
         finished, known = record["finished"], dict(record["parts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"projector={projector!r} is no folder of a finished stage 1 ({path.name}: {type(error).__name__}); give the folder "
             "that one was trained in."

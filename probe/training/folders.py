@@ -13,6 +13,7 @@ from typing import Any
 
 from probe.errors import FileError, InputError
 from probe.lab.trainers import save_curve
+from probe.ordinary_files import require_file
 from probe.training.assembly import RECORD, TRAINED, write_trained
 from probe.training.outlooks import Outlook
 from probe.training.stages import Stage
@@ -33,9 +34,10 @@ def is_finished(out: Path, outlook: Outlook) -> bool:
             raise InputError(f"{out} holds something that is no training; give a new folder.")
         return False
     try:
+        require_file(path)
         record = json.loads(path.read_text(encoding="utf-8"))
         found, finished = dict(record["identity"]), bool(record["finished"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(
             f"{path} cannot be read as the record of a training ({type(error).__name__}); give a new folder."
         ) from error
