@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -171,7 +172,7 @@ class AttentionRecord:
         """
         if "minus mean" in self.history:
             return self
-        if len(self.tokens) == 1 and all(_negligible(one.values[:, :, 0], one.token_mean) for one in self.layers):
+        if len(self.tokens) == 1 and is_whole(self):
             if self.quantity == "contribution":
                 why = "is the only text that the image was compared with"
                 advice = 'name something else to compare with, such as "a red circle and a blue square"'
@@ -320,19 +321,21 @@ class AttentionRecord:
         return summary_html(self)
 
 
-def is_whole(record: AttentionRecord) -> bool:
-    """True if the record's tokens are all that its mean was taken over: their mean minus it (Eq. 3) is zero, and rounding is left.
+def is_whole(record: AttentionRecord, tokens: Sequence[int] | None = None) -> bool:
+    """True if these tokens (by default the record's) are all that its mean was taken over, so that their mean minus it (Eq. 3) is
+    zero everywhere, and what is left is rounding.
 
     These are all tokens of an answer; of a diffusion model's prompt its words, without the tokens that begin, end and pad it.
     """
-    if "minus mean" in record.history:
-        return all(
-            _negligible(one.values.mean(2), torch.zeros_like(one.token_mean), level=one.values) for one in record.layers
-        )
-    return all(_negligible(one.values.mean(2), one.token_mean, level=one.values) for one in record.layers)
+    subtracted = "minus mean" in record.history
+    for one in record.layers:
+        values = one.values if tokens is None else one.values[:, :, list(tokens)]
+        mean = torch.zeros_like(one.token_mean) if subtracted else one.token_mean
+        if not _negligible(values.mean(2), mean, level=values):
+            return False
+    return True
 
 
-def _negligible(found: Tensor, expected: Tensor, *, level: Tensor | None = None) -> bool:
-    """True if two maps differ by no more than rounding, also the rounding of a record saved as compact."""
-    size = (expected if level is None else level).abs().max()
-    return bool((found - expected).abs().max() <= 2e-4 * size)
+def _negligible(found: Tensor, expected: Tensor, *, level: Tensor) -> bool:
+    """True if two maps differ by no more than the rounding of values like these, also that of a record saved as compact."""
+    return bool((found - expected).abs().max() <= 2e-4 * level.abs().max())

@@ -129,7 +129,9 @@ def load_figure(script: str | Path) -> FigureScript:
     sys.modules[spec.name] = module  # where dataclasses look for the types of their fields
     spec.loader.exec_module(module)
     if lacking := [one for one in ("READS", "caption", "draw") if not hasattr(module, one)]:
-        raise InputError(f"{path} is no figure's script: it lacks {' and '.join(lacking)} (see probe/figures.py).")
+        raise InputError(
+            f"{path} is no figure's script: it lacks {' and '.join(lacking)} (see probe/figure_scripts.py)."
+        )
     data = path.parent / "data"
     # A path that is whole stays as it is.
     return FigureScript(path.stem, data, tuple(data / one for one in module.READS), module)

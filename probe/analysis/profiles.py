@@ -262,7 +262,7 @@ def _over_layers(
     """(position, quantity, phrase), one layer at a time: a layer's heads are never held beside another's."""
     alone, so_far, total = [], [], torch.zeros((), dtype=torch.float32)
     wanted, mass, words = common_grid(record.layers), patches_share(record), word_maps(record)
-    whole = whole_phrases(record, tokens)
+    whole = whole_phrases(record, tokens) if reading == "minus mean" else []
     for number, layer in enumerate(record.layers, start=1):
         maps = phrase_maps(layer, tokens, "mean").mean(0)
         if reading == "minus mean":

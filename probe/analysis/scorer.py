@@ -201,13 +201,13 @@ class ImageScorer:
 
 def is_one_map(record: AttentionRecord) -> bool:
     """True if the record holds one token and it is the whole answer, so that there is no mean to subtract."""
-    return len(record.tokens) == 1 and all(bool((one.values[:, :, 0] == one.token_mean).all()) for one in record.layers)
+    return len(record.tokens) == 1 and is_whole(record)
 
 
 def whole_phrases(record: AttentionRecord, tokens: Sequence[tuple[int, ...]]) -> list[bool]:
     """For each phrase, whether its tokens are all that the record's mean was taken over, so that nothing but rounding is left of
     their mean minus it."""
-    return [is_whole(record.select(tokens=list(one))) for one in tokens]
+    return [is_whole(record, one) for one in tokens]
 
 
 def is_single_row(record: AttentionRecord) -> bool:
@@ -273,7 +273,7 @@ def mean_maps(record: AttentionRecord, tokens: Sequence[tuple[int, ...]], readin
     A phrase that is the whole answer minus its own mean is zero, and comes back as exactly that.
     """
     total = torch.zeros(())
-    whole = whole_phrases(record, tokens)
+    whole = whole_phrases(record, tokens) if reading == "minus mean" else []
     wanted, mass = common_grid(record.layers), patches_share(record)
     for layer in record.layers:
         maps = phrase_maps(layer, tokens, "mean").mean(0)

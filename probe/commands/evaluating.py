@@ -224,19 +224,19 @@ def _varied(protocol: Protocol, found: Evaluated, plan: EvaluationPlan, target: 
         table.add_row(*(options[one] for one in ways(found)), *(show_interval(one, "n") for one in cells))
         notes += [f"note         {', '.join(options[one] for one in ways(found))}: {one}" for one in verdicts(scores)]
     first = next(iter(found.scores.values()))
-    notes += [f"note         {one}" for one in _without_effect(found)]
+    said = [*first.notes, *_without_effect(found)]
     result = {
         "protocol": protocol.name,
         "read_outs": data,
         "examples": len(first.images),
         "failed": found.predicted.failures,
-        "notes": [*first.notes, *_without_effect(found)],
+        "notes": said,
         "settings": found.settings,
     }
     write_frame(target / "read-outs.parquet", pd.concat(frames, ignore_index=True))
     write_json(target / "read-outs.json", result)
     written = f"written      {target}: read-outs.parquet, read-outs.json"
-    return Report(result, [table, *notes, *(f"note         {one}" for one in first.notes), written])
+    return Report(result, [table, *notes, *(f"note         {one}" for one in said), written])
 
 
 def _without_effect(found: Evaluated) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -88,7 +88,7 @@ def averaged_tokens(record: AttentionRecord) -> list[int]:
     everything = list(range(len(record.tokens)))
     words = [place for place, (low, high) in enumerate(record.spans) if high > low]
     for some in (everything, words):
-        if some and is_whole(record.select(tokens=some)):
+        if some and is_whole(record, some):
             return some
     return []
 
@@ -103,9 +103,11 @@ def make_sheet(
     record : of one view.
     tokens : positions in the record.
     timestep : position of a timestep; ``None`` is the mean over all.
-    reading : "minus mean" subtracts each head's mean map over the whole answer (Eq. 3); "attention" is the values as recorded.
+    reading : "minus mean" subtracts each head's mean map over the whole answer (Eq. 3), of which exactly 0 is left where the tokens
+        are that answer; "attention" is the values as recorded.
     """
-    return _sheet(record, [_heads(one, tokens, timestep, reading) for one in record.layers])
+    read = _reader(record, tokens, timestep, reading)
+    return _sheet(record, [read(one) for one in record.layers])
 
 
 def mean_sheet(record: AttentionRecord, *, timestep: int | None = None) -> Sheet:
@@ -126,15 +128,26 @@ def map_of(
     if layer is None:
         whole = make_sheet(record, tokens, timestep=timestep, reading=reading)
         return whole.overall, whole.grid
-    maps = _heads(record.layers[layer], tokens, timestep, reading)
+    maps = _reader(record, tokens, timestep, reading)(record.layers[layer])
     return _array(maps.mean(0) if head is None else maps[head]), record.layers[layer].grid
 
 
-def _heads(layer: LayerAttention, tokens: Sequence[int], timestep: int | None, reading: Reading) -> Tensor:
-    """(head, row, col) on the CPU."""
-    # One token after the other: only these are read, however many tokens there are.
-    maps = torch.stack([_at(layer.values[:, :, one], timestep) for one in tokens]).mean(0)
-    return maps - _at(layer.token_mean, timestep) if reading == "minus mean" else maps
+def _reader(
+    record: AttentionRecord, tokens: Sequence[int], timestep: int | None, reading: Reading
+) -> Callable[[LayerAttention], Tensor]:
+    """What makes (head, row, col) on the CPU of a layer."""
+    minus = reading == "minus mean"
+    # Zero but for rounding, which would look like a map and have scores.
+    nothing = minus and is_whole(record, tokens)
+
+    def read(layer: LayerAttention) -> Tensor:
+        # One token after the other: only these are read, however many tokens there are.
+        maps = torch.stack([_at(layer.values[:, :, one], timestep) for one in tokens]).mean(0)
+        if nothing:
+            return torch.zeros_like(maps)
+        return maps - _at(layer.token_mean, timestep) if minus else maps
+
+    return read
 
 
 def _at(values: Tensor, timestep: int | None) -> Tensor:

@@ -83,7 +83,12 @@ def test_all_tokens_are_told_from_some():
     words = [place for place, (low, high) in enumerate(record.spans) if high > low]
     assert len(words) < len(record.tokens)
     layers = tuple(replace(one, token_mean=one.values[:, :, words].mean(2)) for one in record.layers)
-    assert averaged_tokens(replace(record, layers=layers)) == words
+    of_words = replace(record, layers=layers)
+    assert averaged_tokens(of_words) == words
+    assert not make_sheet(of_words, words).overall.any()  # and no rounding
+    assert not map_of(of_words, words, layer=1, head=0)[0].any()
+    assert make_sheet(of_words, words[:-1]).overall.any()
+    assert make_sheet(of_words, words, reading="attention").overall.any()
 
 
 def test_views_and_timesteps():
