@@ -40,7 +40,7 @@ def snapshot(thing: Any, processor: Any = None) -> dict[str, Any]:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             found[f"{part} {name} (tensor)"] = (
                 id(tensor), tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device, tensor.requires_grad,
-                tensor.grad is None, tuple(tensor.shape),
+                tensor.grad is None, tuple(tensor.shape), None if tensor.is_meta else str(tensor.detach().double().sum()),
             )  # fmt: skip
         for name in ("config", "generation_config"):
             config = getattr(model, name, None)
@@ -54,13 +54,17 @@ def _of_module(module: nn.Module) -> dict[str, Any]:
     own = vars(module)
     tables = {key: tuple(value.items()) for key, value in own.items() if "hook" in key and hasattr(value, "items")}
     # A processor of diffusers is an attribute; so is a method that stands on the instance.
-    return {"class": type(module), "hooks": tables, "values": _values(own)}
+    kernel = getattr(own.get("config"), "_attn_implementation", None)
+    return {"class": type(module), "hooks": tables, "kernel": kernel, "values": _values(own)}
 
 
 def _values(own: dict[str, Any]) -> dict[str, Any]:
-    """Modules, functions and whatever else is an object by what it is; plain values, which models write themselves, by name."""
+    """Objects by what they are, flags by value, and by name alone the plain values that models and pipelines write themselves."""
     plain = (torch.Tensor, dict, list, tuple, str, int, float, type(None), torch.Generator)
-    return {name: "plain" if isinstance(one, plain) else id(one) for name, one in own.items()}
+    return {
+        name: one if isinstance(one, bool) else "plain" if isinstance(one, plain) else id(one)
+        for name, one in own.items()
+    }
 
 
 def _of_libraries() -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from contextlib import ExitStack, suppress
 from functools import partial
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import probe
+from probe.capture import taps
 from probe.capture.ablation import mean_outputs
 from probe.capture.edges import Edge, cut_edges
 from probe.capture.encoders import EncoderRecorder
@@ -107,6 +110,48 @@ ACTIONS = {
     "contributions": (tiny_clip, lambda one: probe.contributions(one, picture(), ["a dog"])),
     "check": (tiny_llava, lambda one: probe.check(one, max_new_tokens=2)),
 }  # fmt: skip
+
+
+#: What could be left behind, each in a way of its own -> what leaves it on a model and its processor.
+LEFT = {
+    "a hook": lambda model, processor: model.lm_head.register_forward_hook(lambda *_: None),
+    "a hook of all modules": lambda model, processor: register_module_forward_pre_hook(lambda *_: None),
+    "a method": lambda model, processor: setattr(model, "generate", model.generate),
+    "a forward": lambda model, processor: setattr(model.lm_head, "forward", model.lm_head.forward),
+    "a kernel": lambda model, processor: model.set_attn_implementation("eager"),
+    "a configuration": lambda model, processor: setattr(model.config, "image_token_id", 5),
+    "settings of generate": lambda model, processor: setattr(model.generation_config, "num_beams", 2),
+    "training mode": lambda model, processor: model.lm_head.train(),
+    "a frozen weight": lambda model, processor: model.lm_head.requires_grad_(False),
+    "another number type": lambda model, processor: model.lm_head.half(),
+    "another value": lambda model, processor: model.lm_head.weight.data.mul_(2),
+    "a gradient": lambda model, processor: setattr(model.lm_head.weight, "grad", torch.ones_like(model.lm_head.weight)),
+    "another module": lambda model, processor: setattr(model, "lm_head", copy.deepcopy(model.lm_head)),
+    "another buffer": lambda model, processor: model.lm_head.register_buffer("left", torch.zeros(1)),
+    "a part of the processor": lambda model, processor: setattr(processor, "image_processor", object()),
+    "a number of threads": lambda model, processor: torch.set_num_threads(2),
+    "a mode": lambda model, processor: torch.set_grad_enabled(False),
+    "a watcher": lambda model, processor: taps._watchers.update({model: ()}),
+    "torch's attention": lambda model, processor: setattr(torch.nn.functional, "scaled_dot_product_attention", print),
+}  # fmt: skip
+
+
+@pytest.mark.promises("R14")
+@pytest.mark.parametrize("what", LEFT)
+def test_the_snapshot_sees_what_is_left(what, line):
+    seen, subject = line("R14", target=TARGET), tiny_llava()
+    real, before = torch.nn.functional.scaled_dot_product_attention, snapshot(*_parts(subject))
+    try:
+        handle = LEFT[what](*_parts(subject))
+        seen.trial(bool(differences(before, snapshot(*_parts(subject)))), silent=True, what=what)
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = real
+        torch.set_grad_enabled(True)
+        torch.set_num_threads(1)
+        taps._watchers.clear()
+        if what == "a hook of all modules":
+            handle.remove()
+    seen.settle()
 
 
 def _parts(made):
