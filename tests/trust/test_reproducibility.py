@@ -36,6 +36,7 @@ whole = {
 }
 shared = whole | {
     "gcg": shares("evaluate", "gcg", "--limit", "4", "--out", "gcg"),
+    "res": shares("evaluate", "res", "--data", "scenes", "--limit", "4", "--out", "res"),
     "sweep": [*shares("sweep", "plan.yaml", "--out", "sweep"), *whole["sweep"][1:]],
 }
 found = {}
@@ -77,13 +78,13 @@ def ended(process: subprocess.Popen) -> dict[str, str]:
 @pytest.mark.promises("R35")
 def test_the_same_commands_write_the_same_bytes(line, full, tmp_path):
     """With every hash seed; at once, and in three shares of which the last comes first. Every file counts, and what is said."""
-    commands = "scenes,record,segment,score,compare,gcg,res,sweep" if full else "scenes,record,score,gcg,sweep"
+    commands = "scenes,record,segment,score,compare,gcg,res,sweep" if full else "scenes,record,score,res,sweep"
     ways = [("whole", "0"), ("shared", "random")]
     ways += [("whole", "1"), ("whole", "4294967295"), ("shared", "2")] if full else []
     same = line("R35", target="0 files with other bytes", least=200 if full else 25)
     running = [started(tmp_path / f"{number}", way, commands, seed) for number, (way, seed) in enumerate(ways)]
     first, *others = map(ended, running)
-    assert {"gcg/scores.json", "gcg/index.html", "gcg/images.parquet", "sweep.csv", "record/record.safetensors"} <= set(
+    assert {"res/scores.json", "res/index.html", "res/images.parquet", "sweep.csv", "record/record.safetensors"} <= set(
         first
     )
     for way, other in zip(ways[1:], others, strict=True):
