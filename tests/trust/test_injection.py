@@ -25,13 +25,8 @@ from probe.sweep.exports import export_table
 from probe.sweep.plan import SweepPlan
 from probe.sweep.store import Store
 from tests.records import make_record
+from tests.trust.conftest import MARKUP
 
-MARKUP = (
-    "<script>alert(1)</script>", "</title><script>alert(1)</script>", "<img src=x onerror=alert(1)>",
-    "'\"><svg onload=alert(1)>", "</pre></details><iframe src=//evil>", "<!--", "]]>", "<style>*{display:none}</style>",
-    "&lt;b&gt;", "<a href='javascript:alert(1)'>", "' onmouseover='alert(1)", '" onfocus="alert(1)" autofocus="',
-    "</svg><foreignObject>", "<?xml version='1.0'?>", "<!DOCTYPE x>",
-)  # fmt: skip
 LATEX = (
     r"\input{/etc/passwd}", r"\write18{id}", r"$\frac{1}{", r"$x^2$", r"$\mathbb{X}", r"\end{document}",
     "50% of $5 & #1_a^{b}~", "\\", r"$\includegraphics{a}$", "$" * 50,
@@ -104,24 +99,11 @@ def test_records_shown_in_notebooks(line):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.promises("R29")
-def test_pages_of_evaluations(line, tmp_path, shell, checkpoint):
+def test_pages_of_evaluations(line, evaluated):
     """Pictures whose captions, masks and file names are markup."""
     pages = line("R29", target="0 injections", least=9)
-    data = tmp_path / "data"
-    for number, text in enumerate(MARKUP[:9]):
-        name = f"{number} {text.replace('/', '∕')}"[:60]
-        phrase = f"ball {number} {text.replace('/', '∕')}"
-        (data / "masks" / name).mkdir(parents=True)
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (30, 40, 3), np.uint8)).save(
-            data / f"{name}.png"
-        )
-        mask = np.zeros((30, 40), np.uint8)
-        mask[5:20, 8:30] = 255
-        Image.fromarray(mask).save(data / "masks" / name / f"{phrase}.png")
-        (data / f"{name}.txt").write_text(f"a {phrase} and {text}")
-    code, _, noise = shell("evaluate", "png", "--data", data, "--model", checkpoint(), "--out", tmp_path / "out")
-    assert code == 0, noise
-    page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    out, _ = evaluated
+    page = Page((out / "index.html").read_text(encoding="utf-8"))
     said = "".join(page.words)
     for number in range(9):
         pages.trial(f"a ball {number} " in said and not page.wrong, what=f"{MARKUP[number]!r}: {page.wrong}")
