@@ -85,21 +85,6 @@ def test_compact_keeps_small_rows_too(tmp_path):
     assert packed < exact
 
 
-def test_a_flipped_byte_anywhere_is_noticed_or_harmless(tmp_path):
-    record = make_record(layers=1, heads=1, text="a dog")
-    path = probe.save(record, tmp_path / "r.safetensors")
-    whole = path.read_bytes()
-    for place in range(0, len(whole), 7):
-        broken = bytearray(whole)
-        broken[place] ^= 0x10
-        path.write_bytes(bytes(broken))
-        try:
-            again = probe.load(path)
-        except FileError:
-            continue
-        _same(record, again)
-
-
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
 def test_a_cut_file_is_refused(tmp_path, kept):
     path = probe.save(make_record(), tmp_path / "r.safetensors")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -207,21 +208,30 @@ class _Parts:
 Columns = slice | Tensor
 
 
-@lru_cache(maxsize=64)
+# Kept with the layout, and no longer: every pass has one of its own.
+_tables: WeakKeyDictionary[Layout, dict[Any, Any]] = WeakKeyDictionary()
+
+
 def _columns_on(layout: Layout, device: torch.device) -> tuple[Columns]:
     """The key positions of the image tokens: a slice where they stand in a row, which needs no copy to read."""
-    first, last = layout.image[0], layout.image[-1]
-    if layout.image == tuple(range(first, last + 1)):
-        return (slice(first, last + 1),)
-    return (torch.tensor(layout.image, device=device),)
+    tables = _tables.setdefault(layout, {})
+    if device not in tables:
+        first, last = layout.image[0], layout.image[-1]
+        together = layout.image == tuple(range(first, last + 1))
+        tables[device] = slice(first, last + 1) if together else torch.tensor(layout.image, device=device)
+    return (tables[device],)
 
 
-@lru_cache(maxsize=64)
 def _places_on(layout: Layout, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(prompt position, place) table of 0 and 1: which positions of the prompt are its beginning, and which other text."""
-    place = ["text"] * layout.prompt_length
-    for position in layout.image:
-        place[position] = "image"
-    if layout.bos is not None:
-        place[layout.bos] = "bos"
-    return torch.tensor([[float(one == name) for name in REST_PLACES[:2]] for one in place], dtype=dtype).to(device)
+    tables = _tables.setdefault(layout, {})
+    if (device, dtype) not in tables:
+        place = ["text"] * layout.prompt_length
+        for position in layout.image:
+            place[position] = "image"
+        if layout.bos is not None:
+            place[layout.bos] = "bos"
+        table = [[float(one == name) for name in REST_PLACES[:2]] for one in place]
+        tables[device, dtype] = torch.tensor(table, dtype=dtype).to(device)
+    found: Tensor = tables[device, dtype]
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from probe.capture.units import Unit
@@ -93,6 +94,8 @@ def prompts_of(ids: Any) -> list[list[int]]:
         raise CaptureError(f"input_ids of shape {shape} were given; expected (sequence, length).")
     try:
         return [[int(one) for one in row] for row in ids.tolist()]
+    except torch.OutOfMemoryError:  # a RuntimeError too, but of another kind
+        raise
     except (
         RuntimeError,
         NotImplementedError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -227,11 +227,11 @@ def _call(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     tensors = [given.get(part) for part in ("query", "key", "value")]
     output = result[0] if isinstance(result, tuple) else result
     shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in (*tensors, output)]
-    if len(args) > 4 or any(isinstance(shape, str) or len(shape) != 4 for shape in shapes):
+    if len(args) > 4 or not _agree(shapes):
         raise CaptureError(
             f"The attention function {name!r} of {type(module).__name__} was called with a signature that is not known: expected "
-            f"query, key, value and an output of four dimensions each, found {shapes}; this version of transformers is not "
-            "supported for it."
+            f"query, key and value as (batch, head, position, channel) and an output as (batch, position, head, channel), found "
+            f"{shapes}; this version of transformers is not supported for it."
         )
     options = {key: value for key, value in given.items() if key not in ("query", "key", "value", "attention_mask")}
     query, key, value = tensors
@@ -240,3 +240,13 @@ def _call(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     assert isinstance(value, Tensor)
     query, key, value = rounded_by_autocast(query, key, value, output)
     return AttentionCall(name, query, key, value, given.get("attention_mask"), output, options)
+
+
+def _agree(shapes: Sequence[Any]) -> bool:
+    """True if query, key, value and output can be those of one attention: their layout might be another in another version."""
+    if any(isinstance(shape, str) or len(shape) != 4 for shape in shapes):
+        return False
+    (batch, heads, rows, channels), key, value, output = shapes
+    shared = key[1] > 0 and heads % key[1] == 0
+    alike = key[:3] == value[:3] and key[0] == batch and key[3] == channels
+    return bool(shared and alike and output == (batch, rows, heads, value[3]))

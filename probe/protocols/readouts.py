@@ -20,6 +20,7 @@ from probe.evaluation.truths import Truth, encode_example
 from probe.grounding.choices import Combine, PointKind, Reduction
 from probe.grounding.refiners import EncodedImage, Refiner, find_refiner, require_one_of
 from probe.images import read_image
+from probe.ordinary_files import require_file
 from probe.protocols.identity import weights_digest
 from probe.protocols.maps import MapStore
 from probe.protocols.plans import EvaluationPlan, Protocol, ReadOut
@@ -189,16 +190,29 @@ class _Cache:
 
     def read(self, index: int, names: Sequence[str]) -> list[Prediction] | None:
         """The predictions of these examples, or None where the part is not there, broken or of others."""
+        path = self._part(index)
         try:
-            found = list(read_predictions(self._part(index)))
-        except (FileError, InputError):
+            require_file(path)
+            # A changed digit would still be a prediction, so that the bytes are compared before they are read.
+            if path.with_suffix(".sha256").read_text(encoding="ascii") != _digest(path):
+                return None
+            found = list(read_predictions(path))
+        except (FileError, InputError, OSError, ValueError):
             return None
         return found if [one.name for one in found] == list(names) else None
 
     def write(self, index: int, predictions: Sequence[Prediction]) -> None:
         """Nothing; the part is then there."""
         write_beside(self.folder / "settings.json", lambda beside: beside.write_text(self._settings, encoding="utf-8"))
-        write_predictions(self._part(index), predictions)
+        path = self._part(index)
+        write_predictions(path, predictions)
+        text = _digest(path)
+        write_beside(path.with_suffix(".sha256"), lambda beside: beside.write_text(text, encoding="ascii"))
 
     def _part(self, index: int) -> Path:
         return self.folder / f"{index:06d}.jsonl"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

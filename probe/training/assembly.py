@@ -184,7 +184,7 @@ def read_parts(projector: str) -> dict[str, str]:
     """
     path = Path(projector) / RECORD
     try:
-        require_file(path)
+        require_file(path, largest=2**24)
         record = json.loads(path.read_text(encoding="utf-8"))
         finished, known = record["finished"], dict(record["parts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

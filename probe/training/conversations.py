@@ -18,6 +18,8 @@ __all__ = ["IMAGE_TOKEN", "BadRecords", "Conversation", "read_conversations"]
 IMAGE_TOKEN = "<image>"
 ROLES = ("human", "gpt")
 NAMED = 3  # records of each reason that a message names
+#: The most records that are read of one file: several times as many as any published set has.
+MOST = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ def read_conversations(
     content = read_value(path)
     if not isinstance(content, list):
         raise InputError(f"{str(path)!r} holds {shown(content)}; a JSON list of conversations is needed.")
+    if len(content) > MOST:
+        raise InputError(f"{str(path)!r} holds {len(content):,} records; at most {MOST:,} are read: split it.")
     if not content:
         raise InputError(f"{str(path)!r} holds no record; there is nothing to train on.")
     root = None if images is None else _existing(Path(images))

@@ -34,7 +34,7 @@ def is_finished(out: Path, outlook: Outlook) -> bool:
             raise InputError(f"{out} holds something that is no training; give a new folder.")
         return False
     try:
-        require_file(path)
+        require_file(path, largest=2**24)
         record = json.loads(path.read_text(encoding="utf-8"))
         found, finished = dict(record["identity"]), bool(record["finished"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 import zlib
 
 import pandas as pd
 
+from probe.sweep.exports import export_table
 from probe.sweep.plan import SweepPlan
+from probe.sweep.store import Store
 
 EFFECTS = "log_probability"
 
@@ -44,3 +47,21 @@ class FakeEngine:
                     })  # fmt: skip
         names = [one for one in plan_of().columns() if one not in ("position", "error")]
         return pd.DataFrame(rows, columns=names).astype({"layer": "Int64", "head": "Int64"})
+
+
+def exported(folder, tmp_path):
+    """The bytes of the store's table."""
+    export_table(Store.open(folder), tmp_path / "again.parquet")
+    return (tmp_path / "again.parquet").read_bytes()
+
+
+def in_child(action):
+    """The process number of a fork that does this and ends, 0 if all went well."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        action()
+        os._exit(0)
+    except BaseException:
+        os._exit(1)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests import watch
 from tests.trust.ledger import Ledger, parse_names
 
 #: Promises that every test of a run is watched for, and the words by which an act against them is told.
 WATCHED = {"R24": (": unpickled",), "R25": (": socket.", ": started", ": os.", ": pty."), "R28": (": opened",)}
+#: Words that a page must not obey.
+MARKUP = (
+    "<script>alert(1)</script>", "</title><script>alert(1)</script>", "<img src=x onerror=alert(1)>",
+    "'\"><svg onload=alert(1)>", "</pre></details><iframe src=//evil>", "<!--", "]]>", "<style>*{display:none}</style>",
+    "&lt;b&gt;", "<a href='javascript:alert(1)'>", "' onmouseover='alert(1)", '" onfocus="alert(1)" autofocus="',
+    "</svg><foreignObject>", "<?xml version='1.0'?>", "<!DOCTYPE x>",
+)  # fmt: skip
 LEDGER = pytest.StashKey[Ledger]()
 ENDED_WELL = pytest.StashKey[bool]()
 HERE = Path(__file__).parent
@@ -92,3 +103,28 @@ def line(request):
         one.abandon()
     if unsettled and request.node.stash.get(ENDED_WELL, False):
         pytest.fail(f"{', '.join(one.name for one in unsettled)}: counted but never settled")
+
+
+@pytest.fixture(scope="session")
+def evaluated(checkpoint, tmp_path_factory):
+    """The folder of an evaluation over pictures whose captions, masks and file names are markup, and what it printed."""
+    from probe.cli import main
+
+    root = tmp_path_factory.mktemp("evaluated")
+    data = root / "data"
+    mask = np.zeros((30, 40), np.uint8)
+    mask[5:20, 8:30] = 255
+    for number, text in enumerate(MARKUP[:9]):
+        words = text.replace("/", "\u2215")
+        name = f"{number} {words}"[:60]
+        phrase = f"ball {number} {words}"
+        (data / "masks" / name).mkdir(parents=True)
+        levels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), np.uint8)
+        Image.fromarray(levels).save(data / f"{name}.png")
+        Image.fromarray(mask).save(data / "masks" / name / f"{phrase}.png")
+        (data / f"{name}.txt").write_text(f"a {phrase} and {text}")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = main(["evaluate", "png", "--data", str(data), "--model", str(checkpoint()), "--out", str(root / "out")])
+    assert code == 0
+    return root / "out", said.getvalue()

@@ -30,8 +30,8 @@ class Outcome:
     peak: int = 0
 
 
-def outcomes(action: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Outcome]:
-    """What ``action`` gave for each of the inputs, in order; what it gives must be JSON.
+def outcomes(action: Callable[[Any], Any], items: Sequence[Any], *, work: float = WORK) -> Iterator[Outcome]:
+    """What ``action`` gave for each of the inputs, in order; what it gives must be JSON. ``work`` in seconds is no hang yet.
 
     One process, forked anew after a crash or a hang, tries one after the other. Its address space may grow by `MEMORY`.
     """
@@ -45,7 +45,7 @@ def outcomes(action: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Out
                     place += 1
                     break
                 found = json.loads(line)
-                yield Outcome(items[place], "hang" if found["work"] > WORK else "done", found["value"], found["peak"])
+                yield Outcome(items[place], "hang" if found["work"] > work else "done", found["value"], found["peak"])
                 place += 1
             else:
                 if place < len(items):

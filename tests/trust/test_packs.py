@@ -203,7 +203,7 @@ def test_files_that_are_something_else(line, full, tmp_path, checkpoint, monkeyp
             told = {"escaped": f"{type(error).__name__}: {error}"}
         return told | {"written": sorted(below(tmp_path) - before), "executed": canary.exists()}
 
-    found = list(outcomes(action, trials))
+    found = list(outcomes(action, trials, work=30))  # parsers of others work some seconds at ten million numbers
     for one in found:
         value = one.value or {}
         quiet = not value.get("written") and value.get("executed") is False
