@@ -77,7 +77,8 @@ def test_readings(line, full, tmp_path):
         markers = {
             float(one.get_ydata()[0]): float(one.get_xdata()[0]) for one in ax.lines if len(one.get_xdata()) == 1
         }
-        spans = {float(one.get_ydata()[0]): tuple(one.get_xdata()) for one in ax.lines if len(one.get_xdata()) == 2}
+        level = [one for one in ax.lines if len(one.get_xdata()) == 2 and one.get_ydata()[0] == one.get_ydata()[1]]
+        spans = {float(one.get_ydata()[0]): tuple(one.get_xdata()) for one in level}  # without the line of chance
         texts = {text.get_position()[1]: text.get_text() for text in ax.texts}
         for _, row in rows.iterrows():
             name = f"layer {row['layer']}" if row["kind"] == "layer" else row["name"].replace("_", " ")
