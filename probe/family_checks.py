@@ -1,4 +1,4 @@
-"""Is every family recorded truthfully? The checks of ``probe check`` on a tiny random model of each, in two number types."""
+"""Is every family recorded truthfully? The checks of ``probe check`` on a tiny random model, in two number types."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from probe.capture.checks import CheckReport, check
 from probe.capture.questions import without_warnings
 from probe.errors import ProbeError
+from probe.loading import number_type, usable_device
 from probe.models import Subject
 from probe.runs import threads_for
 from probe.tiny import tiny_model
@@ -35,8 +36,8 @@ class FamilyReport:
     certificate : largest error of the rebuilt output, relative to it.
     state_differences : what recording left changed on the model, counted.
     geometry_wrong_cells : painted cells whose token did not move most; ``None`` where the patches are the latent's own.
-    passed : True if every question was answered well in float32, and parity in float64.
-    report : all questions and answers in float32.
+    passed : True if every question was answered well in the first number type, and parity in float64.
+    report : all questions and answers in the first number type.
     """
 
     name: str
@@ -64,21 +65,29 @@ class FamilyReport:
         return {name: getattr(self, name) for name in names}
 
 
-def check_family(name: str) -> FamilyReport:
+def check_family(name: str, *, dtype: str = "float32", device: str | None = None) -> FamilyReport:
     """The report on one family of ``probe.tiny.TINY``; what is refused is a report that did not pass, with the reason.
+
+    Parameters
+    ----------
+    dtype : number type of the first of the two passes; the second is in float64.
+    device : such as "cuda"; by default a GPU if torch sees one, and the CPU otherwise. Kernels differ from device to device.
 
     Raises
     ------
     InputError
         If there is no such family.
+    ModelError
+        If the number type or the device cannot be used here.
     """
+    wanted, target = number_type(dtype), usable_device(device)
     with without_warnings():  # of image processors that are slower without torchvision
-        subject = tiny_model(name)
+        subject = _cast(tiny_model(name), wanted, target)
     with threads_for(subject.model):
         try:
             single = check(subject)
             with _exact_softmax():
-                double = check(_double(subject))
+                double = check(_cast(subject, torch.float64, target))
         except ProbeError as error:
             return FamilyReport(name, None, None, None, None, None, False, str(error))
     parity, exact = (_number(one, "parity") for one in (single, double))
@@ -99,13 +108,13 @@ def check_family(name: str) -> FamilyReport:
     )
 
 
-def _double(subject: Subject) -> Subject:
-    """The same model in float64; a pipeline's parts one by one."""
+def _cast(subject: Subject, dtype: torch.dtype, device: str) -> Subject:
+    """The same model in a number type on a device; a pipeline's parts one by one."""
     model = subject.model
     parts = [model] if isinstance(model, torch.nn.Module) else list(model.components.values())
     for part in parts:
         if isinstance(part, torch.nn.Module):
-            torch.nn.Module.to(part, torch.float64)  # diffusers' own warns of parts that it would keep in float32
+            torch.nn.Module.to(part, device, dtype)  # diffusers' own warns of parts that it would keep in float32
     return replace(subject, model=model)
 
 

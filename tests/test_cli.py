@@ -354,7 +354,9 @@ def test_a_family_is_checked_on_a_tiny_model(shell, refused):
     assert printed.count("ok ") == 7
     assert "Did you mean 'llava_next'" in refused("check", "--family", "llava_nex", writes=False)
     assert refused("check", "lab/llava", "--all", writes=False).startswith("Give one of these")
-    assert "for a MODEL of your own" in refused("check", "--all", "--dtype", "float32", writes=False)
+    assert "--image is for a MODEL of your own" in refused("check", "--all", "--image", "photo.jpg", writes=False)
+    assert "'bfloat61' is not a floating-point type" in refused("check", "--all", "--dtype", "bfloat61", writes=False)
+    assert "cannot be used here" in refused("check", "--all", "--device", "cuda:99", writes=False)
 
 
 def test_all_families_are_checked_and_one_that_fails_is_named(shell, monkeypatch):
@@ -364,8 +366,8 @@ def test_all_families_are_checked_and_one_that_fails_is_named(shell, monkeypatch
     monkeypatch.setattr(tiny, "TINY", kept)
     real = family_checks.check_family
 
-    def failing(name):
-        found = real(name)
+    def failing(name, **options):
+        found = real(name, **options)
         return replace(found, passed=False, why="planted") if name == "clip" else found
 
     monkeypatch.setattr(family_checks, "check_family", failing)
@@ -375,6 +377,7 @@ def test_all_families_are_checked_and_one_that_fails_is_named(shell, monkeypatch
         ("llava", True),
         ("clip", False),
     ]
-    code, printed, _ = shell("check", "--all")
+    code, printed, _ = shell("check", "--all", "--dtype", "bfloat16", "--device", "cpu")
     assert code == 1
+    assert "tiny random models in bfloat16 on cpu" in printed
     assert any("FAILED" in line and "clip" in line and "planted" in line for line in printed.splitlines())

@@ -12,7 +12,6 @@ from probe.capture.reduce import RowStore
 from probe.capture.tokens import spell
 from probe.capture.tracks import Track
 from probe.capture.views import views_of
-from probe.capture.weights import tolerance_of
 from probe.errors import CaptureError, CertificateError, InputError
 from probe.families import Family
 from probe.layout import View, resolve_indices
@@ -98,7 +97,6 @@ def _kept_tokens(recorder: Recorder, count: int) -> tuple[int, ...]:
 
 
 def _certificate(recorder: Recorder, track: Track, ids: list[int], views: tuple[View, ...]) -> Certificate:
-    tolerance = tolerance_of(recorder.dtype, recorder.kernel)
     counts = {recorder.layers[module]: store.count for module, store in track.stores.items()}
     wrong = {name: counts.get(name, 0) for name in recorder.layers.values() if counts.get(name, 0) != len(ids)}
     if wrong:
@@ -106,15 +104,14 @@ def _certificate(recorder: Recorder, track: Track, ids: list[int], views: tuple[
         raise CertificateError(
             f"{len(wrong)} of {len(recorder.layers)} layers were not read for every token: {name} has {count} of {len(ids)} rows."
         )
-    if recorder.verify != "off" and not track.max_error <= tolerance:
-        raise CertificateError(
-            f"The recorded attention does not rebuild what the model computed: largest error {track.max_error:.1e} of the "
-            f"output in {track.worst}, allowed {tolerance:.0e} for {recorder.dtype} under {recorder.kernel!r}. The kernel does "
-            'something that is not known here; try attn_implementation="sdpa" or "eager", and run `probe check` on the model.'
-        )
-    patches = sum(len(view.positions) for view in views)
-    return Certificate(
-        recorder.verify, track.checked_rows, track.max_error, tolerance, len(recorder.layers), len(ids), patches
+    return track.rebuilt.certificate(
+        recorder.dtype,
+        recorder.kernel,
+        layers=len(recorder.layers),
+        tokens=len(ids),
+        patches=sum(len(view.positions) for view in views),
+        advice='The kernel does something that is not known here; try attn_implementation="sdpa" or "eager", and run '
+        "`probe check` on the model.",
     )
 
 

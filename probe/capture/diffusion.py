@@ -21,11 +21,12 @@ from probe.capture.places import Place, places_of
 from probe.capture.prompts import Keys
 from probe.capture.readings import Reading, Sides
 from probe.capture.recordings import Recording
+from probe.capture.reproduction import Reproduction, picked_rows
 from probe.capture.sdpa import watch_sdpa
 from probe.capture.steps import StepStore
 from probe.capture.taps import AttentionCall, edits_of
 from probe.capture.unets import choose_layers
-from probe.capture.weights import attention_rows, reproduction_error
+from probe.capture.weights import attention_rows, index_on
 from probe.errors import CaptureError, InputError
 from probe.layout import Indices, resolve_indices
 
@@ -130,7 +131,7 @@ class DiffusionRecorder(Recording):
         self.steps: list[int] = []
         self.stores = {module: StepStore(self.timesteps == "mean", self.offload) for module in self.layers}
         self.rests = {module: StepStore(self.timesteps == "mean", self.offload) for module in self.layers}
-        self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
+        self.rebuilt = Reproduction(self.verify)
         self.edits: tuple[str, ...] = ()
         self.dtype: torch.dtype | None = None
         self._row = 0
@@ -240,13 +241,14 @@ class DiffusionRecorder(Recording):
         sides = self._sides(module, call, reading)
         self.dtype = call.query.dtype
         rows, heads = reading.queries(sides), self.heads[module]
-        picked = self._sampled(len(rows))
+        picked = picked_rows(self.verify, len(rows), sample=_SAMPLE)
         at_once = max(1, _WEIGHTS_AT_ONCE // (len(heads) * sides.keys))
         maps, rests = [], []
         for start in range(0, len(rows), at_once):
-            index = torch.tensor(rows[start : start + at_once], device=call.query.device)
+            index = index_on(rows[start : start + at_once], call.query.device)
             weights = attention_rows(module, call, rows=index, heads=heads)
-            self._check(module, call, weights, index, [one - start for one in picked if 0 <= one - start < len(index)])
+            own = [one - start for one in picked if 0 <= one - start < len(index)]
+            self.rebuilt.check(self.layers[module], call, weights, rows=index, heads=heads, picked=own)
             maps.append(reading.part(weights, sides))
             rests.append(reading.rest(weights, sides))
         rest = (
@@ -267,24 +269,6 @@ class DiffusionRecorder(Recording):
             )
         first = bool(self.denoiser.family.text_first)
         return reading.sides(queries=queries, keys=keys, text=text, rows=rows, cols=cols, level=level, text_first=first)
-
-    def _sampled(self, count: int) -> list[int]:
-        """Which of that many rows are held against what the kernel gave out: none, all, or some spread over them."""
-        if self.verify == "off":
-            return []
-        if self.verify == "all" or count <= _SAMPLE:
-            return list(range(count))
-        return sorted({round(i * (count - 1) / (_SAMPLE - 1)) for i in range(_SAMPLE)})
-
-    def _check(self, module: nn.Module, call: AttentionCall, weights: Tensor, rows: Tensor, picked: list[int]) -> None:
-        """Hold these of the rows against what the kernel gave out."""
-        if not picked:
-            return
-        index = torch.tensor(picked, device=rows.device)
-        error = reproduction_error(call, weights[:, index], rows=rows[index], heads=self.heads[module])
-        self.checked_rows += len(picked)
-        if error > self.max_error:
-            self.max_error, self.worst = error, self.layers[module]
 
 
 def _of_batch(call: AttentionCall, row: int) -> AttentionCall:

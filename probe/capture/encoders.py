@@ -19,17 +19,15 @@ from probe.capture.modules import class_and_registers, encoder_modules, image_en
 from probe.capture.multihead import MultiheadCall, multihead_error, multihead_rows, watch_multihead
 from probe.capture.recordings import Recording
 from probe.capture.reduce import RowStore
+from probe.capture.reproduction import Reproduction
 from probe.capture.taps import AttentionCall, watch_registry
-from probe.capture.weights import attention_rows, reproduction_error, tolerance_of
-from probe.errors import CaptureError, CertificateError, InputError
+from probe.capture.weights import attention_rows, index_on, rows_at_once
+from probe.errors import CaptureError, InputError
 from probe.families import family_of
 from probe.layout import Indices, Layout, PatchGrid, View, resolve_indices
 from probe.provenance import Certificate
 
 __all__ = ["EncoderRecorder", "has_class_token"]
-
-# At most this many rows of one layer are recomputed at a time.
-_ROWS_AT_ONCE = 64
 
 
 class EncoderRecorder(Recording):
@@ -96,7 +94,7 @@ class EncoderRecorder(Recording):
         self.pixels: Tensor | None = None
         self.layout: Layout | None = None
         self.stores: dict[nn.Module, RowStore] = {}
-        self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
+        self.rebuilt = Reproduction(self.verify)
         self.kernel = ""
         self.dtype: torch.dtype | None = None
         self._seen: dict[nn.Module, int] = {}
@@ -180,7 +178,7 @@ class EncoderRecorder(Recording):
         self.layout = Layout((view,), length, padding, bos=0 if classes else None, other=other)
         self.pixels = pixels.detach()
         self.stores, self._seen = {}, dict.fromkeys(self.layers, 0)
-        self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
+        self.rebuilt = Reproduction(self.verify)
         self._state = "running"
 
     def _pass_ends(self, module: nn.Module, output: Any) -> None:
@@ -199,15 +197,13 @@ class EncoderRecorder(Recording):
             return
         self.kernel, self.dtype = call.kernel, call.query.dtype
         first, rows = self._begin_layer(module, call.key.shape[2])
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = torch.tensor(rows[start : start + _ROWS_AT_ONCE], device=call.query.device)
-            weights = attention_rows(module, call, rows=part, heads=self.heads)
-            self._keep(module, weights, [int(one) - first for one in part])
-            picked = self._sampled(len(part))
-            if picked:
-                index = torch.tensor(picked, device=part.device)
-                error = reproduction_error(call, weights[:, index], rows=part[index], heads=self.heads)
-                self._note(module, error, len(picked))
+        at_once = rows_at_once(call, len(self.heads))
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            index = index_on(some, call.query.device)
+            weights = attention_rows(module, call, rows=index, heads=self.heads)
+            self._keep(module, weights, [one - first for one in some])
+            self.rebuilt.check(self.layers[module], call, weights, rows=index, heads=self.heads)
 
     def _see_pooling(self, module: nn.Module, call: MultiheadCall) -> None:
         if not self._running():
@@ -218,7 +214,7 @@ class EncoderRecorder(Recording):
         weights = multihead_rows(module, call, rows=rows)
         self._keep(module, weights[list(self.heads)], [0])
         if self.verify != "off":
-            self._note(module, multihead_error(module, call, weights, rows=rows), 1)
+            self.rebuilt.note(self.layers[module], multihead_error(module, call, weights, rows=rows), 1)
 
     # Helpers ------------------------------------------------------------------------------------------------------------
 
@@ -244,30 +240,16 @@ class EncoderRecorder(Recording):
     def _keep(self, module: nn.Module, weights: Tensor, tokens: list[int]) -> None:
         self.stores[module].add(weights, tokens)
 
-    def _sampled(self, count: int) -> list[int]:
-        if self.verify == "off":
-            return []
-        if self.verify == "all" or count <= 4:
-            return list(range(count))
-        return sorted({round(i * (count - 1) / 3) for i in range(4)})
-
-    def _note(self, module: nn.Module, error: float, rows: int) -> None:
-        self.checked_rows += rows
-        if not error <= self.max_error:
-            self.max_error, self.worst = error, self.layers[module]
-
     def _certificate(self) -> Certificate:
         assert self.layout is not None  # for the type checker: a finished pass has one
-        tolerance = tolerance_of(self.dtype, self.kernel)
-        if self.verify != "off" and not self.max_error <= tolerance:
-            raise CertificateError(
-                f"The recorded attention does not rebuild what the model computed: largest error {self.max_error:.1e} of the "
-                f"output in {self.worst}, allowed {tolerance:.0e} for {self.dtype} under {self.kernel!r}. The kernel does "
-                "something that is not known here; run `probe check` on the model."
-            )
-        count = next(iter(self.stores.values())).count
-        patches = len(self.layout.views[0].positions)
-        return Certificate(self.verify, self.checked_rows, self.max_error, tolerance, len(self.layers), count, patches)
+        return self.rebuilt.certificate(
+            self.dtype,
+            self.kernel,
+            layers=len(self.layers),
+            tokens=next(iter(self.stores.values())).count,
+            patches=len(self.layout.views[0].positions),
+            advice="The kernel does something that is not known here; run `probe check` on the model.",
+        )
 
     def _tokens(self, grid: PatchGrid) -> tuple[tuple[str, ...], Any]:
         if self.pooling:

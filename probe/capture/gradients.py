@@ -91,7 +91,7 @@ class AttentionGraph(Watching):
             )
         weights, output = attention_with_gradient(module, call)
         heads, rows = tuple(range(weights.shape[0])), torch.arange(weights.shape[1], device=weights.device)
-        error = reproduction_error(call, weights.detach(), rows=rows, heads=heads)
+        error = float(reproduction_error(call, weights.detach(), rows=rows, heads=heads))
         self.kernel, self.dtype = call.kernel, call.query.dtype
         self.error, self.tolerance = max(self.error, error), tolerance_of(self.dtype, self.kernel)
         self._seen[module] = weights

@@ -26,7 +26,7 @@ def attention_modules(model: Any, family: Family) -> list[tuple[str, nn.Module]]
     found = [
         (name, one)
         for name, one in model.named_modules()
-        if id(one) in inside and matches(one, family.attention) and getattr(one, "layer_idx", None) is not None
+        if id(one) in inside and getattr(one, "layer_idx", None) is not None and matches(one, family.attention)
     ]
     found.sort(key=lambda pair: pair[1].layer_idx)
     config = model.config.get_text_config()

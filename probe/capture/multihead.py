@@ -105,10 +105,11 @@ def multihead_rows(module: Any, call: MultiheadCall, *, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def multihead_error(module: Any, call: MultiheadCall, weights: Tensor, *, rows: Tensor) -> float:
+def multihead_error(module: Any, call: MultiheadCall, weights: Tensor, *, rows: Tensor) -> Tensor:
     """Largest |weights times v through the module's own projections - its output|, relative to its largest |output|.
 
-    The output projection mixes the heads, so it takes all of them: ``weights`` are (head, row, key) for every head.
+    A tensor of no dimension, on the call's device. The output projection mixes the heads, so it takes all of them: ``weights``
+    are (head, row, key) for every head.
     """
     width, heads = module.embed_dim, module.num_heads
     weight = module.v_proj_weight if module.in_proj_weight is None else module.in_proj_weight[2 * width :]
@@ -121,4 +122,4 @@ def multihead_error(module: Any, call: MultiheadCall, weights: Tensor, *, rows: 
     output = call.output[0].index_select(0, rows).to(weights.dtype)
     error = (rebuilt - output).abs().amax() / output.abs().amax().clamp(min=torch.finfo(weights.dtype).tiny)
     # A NaN compares false with everything, and is never right.
-    return float(torch.nan_to_num(error, nan=torch.inf))
+    return torch.nan_to_num(error, nan=torch.inf)

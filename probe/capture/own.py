@@ -18,16 +18,14 @@ from probe.capture.own_modules import OwnLayer, find_layers
 from probe.capture.own_records import assemble_own
 from probe.capture.recordings import Recording
 from probe.capture.reduce import RowStore
+from probe.capture.reproduction import Reproduction, Verify
 from probe.capture.sdpa import watch_sdpa
 from probe.capture.taps import AttentionCall, edits_of, watch_registry
-from probe.capture.weights import attention_rows, reproduction_error
+from probe.capture.weights import ROWS_AT_ONCE, attention_rows, index_on, rows_at_once
 from probe.errors import CaptureError, InputError
 from probe.layout import Indices, Layout, resolve_indices
 
 __all__ = ["ModuleRecorder", "own_recorder"]
-
-# At most this many rows of one layer are recomputed at a time.
-_ROWS_AT_ONCE = 64
 
 
 @dataclass
@@ -37,9 +35,8 @@ class Seen:
     store: RowStore
     rows: list[int]
     kernel: str
+    rebuilt: Reproduction
     calls: int = 0
-    checked: int = 0
-    error: float = 0.0
 
 
 class ModuleRecorder(Recording):
@@ -84,7 +81,7 @@ class ModuleRecorder(Recording):
         heads: Indices = None,
         queries: Literal["text", "patches"] | Sequence[int] = "text",
         offload: bool = False,
-        verify: Literal["sample", "all", "off"] = "sample",
+        verify: Verify = "sample",
     ) -> None:
         if verify not in ("sample", "all", "off"):
             raise InputError(f"verify must be one of 'sample', 'all', 'off'; found {verify!r}.")
@@ -187,16 +184,13 @@ class ModuleRecorder(Recording):
         heads = tuple(range(call.query.shape[1]))
         seen = self._begin_call(module, tap, call.kernel, queries=call.query.shape[2], keys=call.key.shape[2])
         self.dtype = call.query.dtype
-        for start in range(0, len(seen.rows), _ROWS_AT_ONCE):
-            rows = seen.rows[start : start + _ROWS_AT_ONCE]
-            index = torch.tensor(rows, device=call.query.device)
+        at_once = rows_at_once(call, len(heads))
+        for start in range(0, len(seen.rows), at_once):
+            rows = seen.rows[start : start + at_once]
+            index = index_on(rows, call.query.device)
             weights = attention_rows(module, call, rows=index, heads=heads)
             seen.store.add(weights, rows)
-            picked = self._sampled(len(rows))
-            if picked:
-                chosen = torch.tensor(picked, device=index.device)
-                error = reproduction_error(call, weights[:, chosen], rows=index[chosen], heads=heads)
-                seen.checked, seen.error = seen.checked + len(picked), max(seen.error, error)
+            seen.rebuilt.check("", call, weights, rows=index, heads=heads)
 
     def _see_multihead(self, module: nn.Module, call: MultiheadCall) -> None:
         if not self._running() or module not in self._owner:  # a copy made inside the context has copies of the hooks
@@ -204,14 +198,13 @@ class ModuleRecorder(Recording):
         kernel = "torch.nn.MultiheadAttention"
         seen = self._begin_call(module, "multihead", kernel, queries=call.query.shape[1], keys=call.key.shape[1])
         self.dtype = call.query.dtype
-        for start in range(0, len(seen.rows), _ROWS_AT_ONCE):
-            rows = seen.rows[start : start + _ROWS_AT_ONCE]
-            index = torch.tensor(rows, device=call.query.device)
+        for start in range(0, len(seen.rows), ROWS_AT_ONCE):
+            rows = seen.rows[start : start + ROWS_AT_ONCE]
+            index = index_on(rows, call.query.device)
             weights = multihead_rows(module, call, rows=index)
             seen.store.add(weights, rows)
             if self.verify != "off":  # all of these rows: each call of the module gives them with all heads
-                error = multihead_error(module, call, weights, rows=index)
-                seen.checked, seen.error = seen.checked + len(rows), max(seen.error, error)
+                seen.rebuilt.note("", multihead_error(module, call, weights, rows=index), len(rows))
 
     # Helpers ------------------------------------------------------------------------------------------------------------
 
@@ -229,7 +222,8 @@ class ModuleRecorder(Recording):
         self.edits = tuple(dict.fromkeys((*self.edits, *edits_of([module]))))
         taps = self.seen.setdefault(module, {})
         calls = taps[tap].calls if tap in taps else 0
-        taps[tap] = Seen(RowStore(layout, self.offload), self._rows(name, queries, keys), kernel, calls + 1)
+        rows, rebuilt = self._rows(name, queries, keys), Reproduction(self.verify)
+        taps[tap] = Seen(RowStore(layout, self.offload), rows, kernel, rebuilt, calls + 1)
         return taps[tap]
 
     def _rows(self, name: str, queries: int, keys: int) -> list[int]:
@@ -248,13 +242,6 @@ class ModuleRecorder(Recording):
                 '"patches" or "text".'
             )
         return rows
-
-    def _sampled(self, count: int) -> list[int]:
-        if self.verify == "off":
-            return []
-        if self.verify == "all" or count <= 4:
-            return list(range(count))
-        return sorted({round(i * (count - 1) / 3) for i in range(4)})
 
 
 def own_recorder(

@@ -94,20 +94,20 @@ def _certificate(recorder: ModuleRecorder) -> Certificate:
         (layer.name, recorder.shown(module)) for layer in recorder.layers for module in layer.modules
     ]
     tolerances = {name: tolerance_of(recorder.dtype, one.kernel) for name, one in found}
-    name, worst = max(found, key=lambda pair: pair[1].error)
+    errors = [one.rebuilt.worst()[0] for _, one in found]
     if recorder.verify != "off":
-        for name, one in found:
-            if not one.error <= tolerances[name]:
+        for (name, one), error in zip(found, errors, strict=True):
+            if not error <= tolerances[name]:
                 raise CertificateError(
-                    f"The recorded attention does not rebuild what the module computed: largest error {one.error:.1e} of the "
+                    f"The recorded attention does not rebuild what the module computed: largest error {error:.1e} of the "
                     f"output in {name}, allowed {tolerances[name]:.0e} for {recorder.dtype} under {one.kernel!r}. The layer does "
                     "something that is not known here, or what fits the pattern is not its attention."
                 )
     patches = sum(len(view.positions) for view in recorder.layout.views)
-    checked = sum(one.checked for _, one in found)
+    checked = sum(one.rebuilt.rows for _, one in found)
     tolerance = max(tolerances.values())
     return Certificate(
-        recorder.verify, checked, worst.error, tolerance, len(recorder.layers), len(found[0][1].rows), patches
+        recorder.verify, checked, max(errors), tolerance, len(recorder.layers), len(found[0][1].rows), patches
     )
 
 

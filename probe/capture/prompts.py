@@ -111,7 +111,10 @@ def _as_encoded(pipeline: Any, prompt: str, *, clean: bool) -> tuple[str, str]:
         written = prompt.strip()
         return fed, written if fed == written.lower() and len(fed) == len(written) else fed
     convert = getattr(pipeline, "maybe_convert_prompt", None)
-    text = prompt if convert is None else convert(prompt, copy.deepcopy(pipeline.tokenizer))
+    # Only words of several vectors (textual inversion, "<cat>", "<cat>_1") are written otherwise.
+    if convert is None or not any(one.endswith("_1") for one in pipeline.tokenizer.added_tokens_encoder):
+        return prompt, prompt
+    text = convert(prompt, copy.deepcopy(pipeline.tokenizer))
     return text, text
 
 
@@ -122,14 +125,10 @@ def _group_keys(pipeline: Any, group: tuple[str, ...], fed: str, text: str, *, l
         # Stable Diffusion 3 without T5: zeros in its place, which are looked at all the same.
         count = key_length(pipeline, first, length)
         return Keys("text token", text, (PADDING,), (-1,), ((0, 0),), (tuple(range(count)),), (), (count,), (0,))
-    # Copies: a tokenizer keeps the padding it was last asked for, and another thread may be using the pipeline's.
-    found = copy.deepcopy([tokenizer_of(pipeline, one) for one in group])
-    tokenizers = [one for one in found if one is not None]
-    for one in tokenizers:
-        one.model_max_length = 10**9  # what it would warn of is raised here
-    tokenizer, others = tokenizers[0], tokenizers[1:]
+    found = [tokenizer_of(pipeline, one) for one in group]
+    tokenizer, *others = (one for one in found if one is not None)
     ids, offsets = _tokens(tokenizer, fed)
-    counts = [len(ids), *(len(one(fed)["input_ids"]) for one in others)]
+    counts = [len(ids), *(len(_tokens(one, fed)[0]) for one in others)]
     size = key_length(pipeline, first, length)
     if max(counts) > size:
         raise InputError(
@@ -165,8 +164,16 @@ def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
             f"{type(tokenizer).__name__} does not say where in a text its tokens stand, so keys cannot be matched to words; load "
             "the fast tokenizer of the same name."
         )
-    found = tokenizer(text, return_offsets_mapping=True)
-    return [int(one) for one in found["input_ids"]], [(int(low), int(high)) for low, high in found["offset_mapping"]]
+    # Called itself, a tokenizer keeps the padding that it is asked for, and another thread may be using the pipeline's; a copy
+    # that has read a text is never freed wholly. So it reads as it was last asked to, and its padding is left out.
+    backend = tokenizer.backend_tokenizer
+    found = backend.encode(text)
+    if found.overflowing:
+        backend = copy.deepcopy(backend)
+        backend.no_truncation()
+        found = backend.encode(text)
+    real = [i for i, one in enumerate(found.attention_mask) if one]
+    return [found.ids[i] for i in real], [found.offsets[i] for i in real]
 
 
 def _unknown(tokenizer: Any) -> set[int]:

@@ -140,7 +140,7 @@ class RowStore:
                 f"Padding receives attention (up to {mass:.2g}), so the mask that was given does not hide it; pass the "
                 "processor's attention_mask to the model."
             )
-        if bool(torch.isnan(mean).any() or torch.isnan(rest).any()):
+        if bool(torch.isnan(mean).any() | torch.isnan(rest).any()):
             raise CaptureError(
                 "A recorded query row has every key masked, or the model itself computes NaN: its softmax is undefined. Check the "
                 "attention mask, and whether the model's output is finite."

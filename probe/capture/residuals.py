@@ -85,7 +85,7 @@ class Residuals(Watching):
         self.kernel, self.dtype = call.kernel, call.query.dtype
         heads, row = tuple(range(call.query.shape[1])), torch.zeros(1, dtype=torch.long, device=call.query.device)
         weights = attention_rows(module, call, rows=row, heads=heads)
-        self.error = max(self.error, reproduction_error(call, weights, rows=row, heads=heads))
+        self.error = max(self.error, float(reproduction_error(call, weights, rows=row, heads=heads)))
         self._weighted[module] = weights[:, 0, :, None].double() * call.value[0].double()
 
     def _keep_output(self, module: nn.Module, output: Tensor) -> None:

@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from probe.capture.pending import PendingRows
 from probe.capture.reduce import Queries, RowStore
+from probe.capture.reproduction import Reproduction, Verify, picked_rows
 from probe.capture.sequence import Sequence
 from probe.capture.taps import AttentionCall
-from probe.capture.weights import attention_rows, reproduction_error
+from probe.capture.weights import ROWS_AT_ONCE, attention_rows, index_on, rows_at_once
 from probe.errors import CaptureError
 from probe.layout import Layout
 
 __all__ = ["Track", "dropped_positions"]
-
-# At most this many rows of one layer are recomputed at a time, so that no (token x token) map is ever held.
-_ROWS_AT_ONCE = 64
 
 
 class Track:
@@ -34,7 +32,7 @@ class Track:
     stores : the rows of each layer.
     pending : rows of decode steps that are not computed yet.
     output_ids : what ``generate`` gave out, prompt included, up to the end token.
-    checked_rows, max_error, worst : of the certificate, with the name of the layer whose error is the largest.
+    rebuilt : how well the rows rebuild what the kernel gave out.
     """
 
     def __init__(
@@ -44,7 +42,7 @@ class Track:
         heads: tuple[int, ...],
         *,
         offload: bool,
-        verify: Literal["sample", "all", "off"],
+        verify: Verify,
     ) -> None:
         self.sequence, self.names, self.heads, self.offload, self.verify = sequence, names, heads, offload, verify
         self.layout: Layout | None = None
@@ -52,7 +50,7 @@ class Track:
         self.stores: dict[nn.Module, RowStore] = {}
         self.pending: dict[nn.Module, PendingRows] = {}
         self.output_ids: list[int] | None = None
-        self.checked_rows, self.max_error, self.worst = 0, 0.0, ""
+        self.rebuilt = Reproduction(verify)
 
     def lay_out(
         self,
@@ -95,7 +93,7 @@ class Track:
         call: AttentionCall,
         *,
         shift: int,
-        picked: Literal["sample", "all", "off"],
+        picked: Verify,
         keeps: bool = False,
     ) -> None:
         """The wanted rows of one call on this sequence alone.
@@ -114,18 +112,20 @@ class Track:
         if keeps and not shift and wanted and pending.fits(call):
             self.pending[module] = pending
             pending.add(module, call, wanted[0][1], checked=self.verify != "off")
-            if len(pending.tokens) == _ROWS_AT_ONCE:
+            if len(pending.tokens) == ROWS_AT_ONCE:
                 self._settle(module)
             return
         if not wanted:
             return
         self._settle(module)  # rows are stored in the order of the calls
-        if len(wanted) > _ROWS_AT_ONCE:
+        at_once = rows_at_once(call, len(self.heads))
+        if len(wanted) > at_once:
             self._store(module).expect(len(wanted))
-        for start in range(0, len(wanted), _ROWS_AT_ONCE):
-            some = wanted[start : start + _ROWS_AT_ONCE]
-            chosen = _chosen(len(some), picked)
-            self._compute(module, call, _rows(some, call.query.device), [token for _, token in some], chosen, shift)
+        for start in range(0, len(wanted), at_once):
+            some = wanted[start : start + at_once]
+            chosen = picked_rows(picked, len(some))
+            rows = index_on([row for row, _ in some], call.query.device)
+            self._compute(module, call, rows, [token for _, token in some], chosen, shift)
 
     def settle(self) -> None:
         """Compute the rows that are still pending."""
@@ -149,14 +149,7 @@ class Track:
         # Keys are counted from the first position that is left; what was dropped gets no attention.
         columns = torch.nn.functional.pad(weights, (shift, 0)) if shift else weights
         self._store(module).add(columns, tokens)
-        if chosen:
-            if len(chosen) < len(tokens):
-                index = torch.tensor(chosen, device=rows.device)
-                weights, rows = weights[:, index], rows[index]
-            error = reproduction_error(call, weights, rows=rows, heads=self.heads)
-            self.checked_rows += len(chosen)
-            if error > self.max_error:
-                self.max_error, self.worst = error, self.names[module]
+        self.rebuilt.check(self.names[module], call, weights, rows=rows, heads=self.heads, picked=chosen)
 
     def _store(self, module: nn.Module) -> RowStore:
         assert self.layout is not None  # for the type checker: laid out before the first call
@@ -164,14 +157,6 @@ class Track:
             keep = self.plan.keep if self.plan is not None else None
             self.stores[module] = RowStore(self.layout, self.offload, None if keep is None else keep.__contains__)
         return self.stores[module]
-
-
-def _rows(wanted: list[tuple[int, int]], device: torch.device) -> Tensor:
-    """The wanted rows of a call; they follow each other but in a prompt, where the image's are left out."""
-    first, last = wanted[0][0], wanted[-1][0]
-    if len(wanted) > last - first:
-        return torch.arange(first, last + 1, device=device)  # a range needs no copy to the device
-    return torch.tensor([row for row, _ in wanted], device=device)
 
 
 def dropped_positions(name: str, module: nn.Module, call: AttentionCall, cache: Any, *, fed: int, total: int) -> int:
@@ -201,12 +186,3 @@ def dropped_positions(name: str, module: nn.Module, call: AttentionCall, cache: 
             "sliding window) in a way that is not known, so columns cannot be matched to patches; generate with the default cache."
         )
     return total - keys
-
-
-def _chosen(count: int, picked: str) -> list[int]:
-    """Which of these rows are checked: all, none, or up to four spread over the call."""
-    if picked == "off":
-        return []
-    if picked == "all" or count <= 4:
-        return list(range(count))
-    return sorted({round(i * (count - 1) / 3) for i in range(4)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,17 +14,24 @@ from probe.capture.taps import AttentionCall
 from probe.errors import CaptureError
 
 __all__ = [
+    "ROWS_AT_ONCE",
     "TOLERANCES",
     "attention_rows",
     "attention_with_gradient",
+    "index_on",
     "reproduction_error",
     "require_understood",
+    "rows_at_once",
     "tolerance_of",
     "uniform_rows",
 ]
 
 #: Largest difference between recomputed and kernel output, relative to that output, by the kernel's number type.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+#: Rows of one layer that are computed at a time on a CPU, and at least elsewhere.
+ROWS_AT_ONCE = 64
+_WEIGHTS_AT_ONCE = 2**25
 
 # Kernels that honour a limit on the logits (Gemma-2); the others never see one, or refuse it themselves.
 _SOFTCAP_KERNELS = ("eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -106,9 +114,10 @@ def uniform_rows(module: nn.Module, call: AttentionCall, *, rows: Tensor, heads:
 
 
 @torch.no_grad()
-def reproduction_error(call: AttentionCall, weights: Tensor, *, rows: Tensor, heads: tuple[int, ...]) -> float:
+def reproduction_error(call: AttentionCall, weights: Tensor, *, rows: Tensor, heads: tuple[int, ...]) -> Tensor:
     """Largest |weights times v - kernel output| of any head, relative to that head's largest |output| in these rows.
 
+    A tensor of no dimension, on the call's device: reading it waits for all that was asked of a GPU so far.
     ``weights`` are (head, row, key) as ``attention_rows`` gives them for the same rows and heads.
     """
     value = _of_heads(call.value[0], _key_heads(call, heads)).to(weights.dtype)
@@ -121,7 +130,7 @@ def reproduction_error(call: AttentionCall, weights: Tensor, *, rows: Tensor, he
     # A head whose output is exactly zero is right only if the rebuilt one is zero too.
     # Asked so that a NaN, which compares false with everything, is never right.
     relative = torch.where(size > 0, off / size, torch.where(off == 0, 0.0, torch.inf))
-    return float(torch.nan_to_num(relative, nan=torch.inf).max())
+    return torch.nan_to_num(relative, nan=torch.inf).amax()
 
 
 def _key_heads(call: AttentionCall, heads: tuple[int, ...]) -> tuple[int, ...]:
@@ -143,7 +152,25 @@ def _of_heads(tensor: Tensor, heads: tuple[int, ...]) -> Tensor:
 def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
     # Kept for later calls, which may want a gradient where this one was made under inference mode.
     with torch.inference_mode(False):
-        return torch.tensor(heads, device=device)
+        return index_on(heads, device)
+
+
+def index_on(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """These numbers as a tensor on a device, which is not waited for."""
+    first, last = numbers[0], numbers[-1]
+    if list(numbers) == list(range(first, last + 1)):
+        return torch.arange(first, last + 1, device=device)
+    return torch.tensor(numbers).to(device, non_blocking=True)
+
+
+def rows_at_once(call: AttentionCall, heads: int) -> int:
+    """How many rows of one layer are computed at a time, so that no (token x token) map is ever held.
+
+    On a GPU a step costs the same for few rows and for many, so there may be more: up to 128 MB of weights.
+    """
+    if call.query.device.type == "cpu":
+        return ROWS_AT_ONCE
+    return max(ROWS_AT_ONCE, _WEIGHTS_AT_ONCE // (heads * call.key.shape[2]))
 
 
 def require_understood(module: nn.Module, call: AttentionCall) -> None:

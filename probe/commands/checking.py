@@ -37,7 +37,7 @@ def check(
     image
         Any picture; by default one that is made up.
     dtype
-        Number type of the model, such as "float32" or "bfloat16"; "auto" takes the checkpoint's own.
+        Number type of the model, such as "float32" or "bfloat16"; "auto" takes the checkpoint's own, and float32 for a tiny one.
     device
         Such as "cuda" or "cpu"; by default a GPU if there is one.
     """
@@ -46,9 +46,9 @@ def check(
     if sum(bool(one) for one in (model, family, all)) != 1:
         raise InputError("Give one of these: a MODEL, --family NAME for a tiny random model of it, or --all.")
     if model is None:
-        if image is not None or dtype != "auto" or device is not None:
-            raise InputError("--image, --dtype and --device are for a MODEL of your own, not for --family or --all.")
-        return _families([family] if family else None)
+        if image is not None:
+            raise InputError("--image is for a MODEL of your own, not for --family or --all.")
+        return _families([family] if family else None, "float32" if dtype == "auto" else dtype, device)
     report = probe.check(probe.load_model(model, dtype=dtype, device=device), image=image)
     return Report(report.to_dict(), [_questions(report)], 0 if report.passed else 1)
 
@@ -66,25 +66,28 @@ def _questions(report: CheckReport) -> Any:
     return table
 
 
-def _families(names: list[str] | None) -> Report:
+def _families(names: list[str] | None, dtype: str, device: str | None) -> Report:
     """The checks of these families, or of all, on tiny random models."""
     from probe.family_checks import check_family
+    from probe.loading import usable_device
     from probe.tiny import TINY
 
+    target = usable_device(device)
     chosen, found = list(TINY) if names is None else names, []
     with progress("checking", len(chosen)) as tell:
         for number, name in enumerate(chosen):
             tell(number, f"checking {name}")
-            found.append(check_family(name))
-    data = {"families": [one.to_dict() for one in found], "passed": all(one.passed for one in found)}
-    parts = [_summary(found)]
+            found.append(check_family(name, dtype=dtype, device=target))
+    families, passed = [one.to_dict() for one in found], all(one.passed for one in found)
+    data = {"families": families, "dtype": dtype, "device": target, "passed": passed}
+    parts = [_summary(found, f"tiny random models in {dtype} on {target}")]
     parts += [_questions(one.report) for one in found if one.report is not None and (names or not one.passed)]
-    return Report(data, parts, 0 if data["passed"] else 1)
+    return Report(data, parts, 0 if passed else 1)
 
 
-def _summary(found: list[FamilyReport]) -> Any:
+def _summary(found: list[FamilyReport], what: str) -> Any:
     columns = ("", "family", "parity", "in float64", "certificate", "state differences", "wrong cells", "why")
-    table = make_table("tiny random models: recorded weights against the library's eager attention", *columns)
+    table = make_table(f"{what}: recorded weights against the library's eager attention", *columns)
     for one in found:
         numbers = (one.parity, one.parity_float64, one.certificate)
         counts = (one.state_differences, one.geometry_wrong_cells)

@@ -12,6 +12,7 @@ from probe.tiny import tiny_model
 from tests.capture.families import batch_of
 from tests.capture.reference import inputs_of
 from tests.capture.test_generation import _same
+from tests.names import shown
 from tests.tiny import picture, tiny_llava
 
 PROMPTS = ["a dog", "Describe the image. a man with a red ball"]
@@ -96,7 +97,7 @@ def test_a_sequence_without_an_image_has_no_record_and_the_others_have():
 
 
 @pytest.mark.parametrize(
-    "option", [{"stop_strings": ["dog"]}, {"stopping_criteria": [lambda ids, scores: False]}], ids=str
+    "option", [{"stop_strings": ["dog"]}, {"stopping_criteria": [lambda ids, scores: False]}], ids=shown
 )
 def test_ends_that_leave_no_token_are_refused_in_a_batch(option):
     subject = tiny_llava()

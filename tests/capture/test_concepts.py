@@ -10,6 +10,7 @@ import probe
 from probe.capture import concepts
 from probe.errors import CaptureError, CertificateError, InputError
 from probe.files import load, save
+from tests.names import shown
 from tests.tiny import picture
 from tests.tiny_diffusion import LENGTH, heard, tiny_sd
 from tests.tiny_transformers import tiny_flux, tiny_pixart, tiny_sd3
@@ -122,7 +123,7 @@ def test_a_concept_is_not_a_word_of_the_prompt_and_survives_a_file(tmp_path):
         (tiny_sd, {}, CaptureError, "needs the Subject of a pipeline with joint attention"),
         (lambda: tiny_sd3(t5=False), {}, CaptureError, "has no T5"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_what_has_no_concept_maps_is_refused(make, given, error, message):
     options = {"concepts": NAMES} | given

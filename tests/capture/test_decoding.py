@@ -13,6 +13,7 @@ from tests.capture.families import batch_of
 from tests.capture.plain import plain_softmax
 from tests.capture.reference import inputs_of
 from tests.capture.test_generation import _same
+from tests.names import shown
 from tests.tiny import picture, tiny_llava
 
 LONG = {"max_new_tokens": 6, "do_sample": False}
@@ -40,7 +41,7 @@ def _recorded(subject, inputs, **options):
         {"past_key_values": DynamicCache},
         {"logits_processor": [lambda ids, scores: scores]},
     ],
-    ids=str,
+    ids=shown,
 )
 def test_ways_to_cache_and_to_prefill_change_nothing(options):
     subject = tiny_llava(seed=2)
@@ -153,7 +154,7 @@ def test_the_librarys_quantised_caches_pass_their_certificate(backend):
     assert record.certificate.passed
 
 
-@pytest.mark.parametrize("given", [{"max_new_tokens": 6}, {"max_new_tokens": 6, "pad_token_id": 0}], ids=str)
+@pytest.mark.parametrize("given", [{"max_new_tokens": 6}, {"max_new_tokens": 6, "pad_token_id": 0}], ids=shown)
 def test_the_models_own_settings_hold_where_a_configuration_leaves_them_open(given):
     subject = tiny_llava(seed=5)
     inputs = batch_of(subject, [([picture(seed=1)], "a dog"), ([picture(seed=2)], "Describe the image. a man")])

@@ -13,6 +13,7 @@ from probe.errors import InputError
 from probe.families import family_of
 from probe.models import Subject
 from tests.capture.test_diffusion import words_of
+from tests.names import shown
 from tests.tiny import picture, tiny_clip
 from tests.tiny_diffusion import LENGTH, eager_maps, heard, tiny_sd, tiny_sdxl
 
@@ -172,7 +173,7 @@ def test_self_attention_of_a_picture_is_read_from_its_patches():
         ({"place": "self-attention", "patches": [(0, 8)]}, r"\(0, 8\) does not exist in latents of 8 rows and 8 cols"),
         ({"picture": picture(3, 40)}, r"3 x 40 pixels \(height x width\), less than the 4 x 4 of one latent"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_bad_input_is_refused_before_anything_is_computed(options, message):
     pipeline, ran = tiny_sd(), []

@@ -47,7 +47,7 @@ def test_rows_computed_together_are_those_computed_one_by_one(monkeypatch, atten
 def test_several_rounds_of_waiting_rows_keep_their_order(monkeypatch):
     subject = tiny_llava(seed=4)
     whole = _generated(subject, steps=11)
-    monkeypatch.setattr(tracks, "_ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(tracks, "ROWS_AT_ONCE", 4)
     _alike(whole, _generated(subject, steps=11))
 
 

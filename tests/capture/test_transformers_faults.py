@@ -15,6 +15,7 @@ from probe.capture.readings import Reading
 from probe.capture.weights import attention_rows
 from probe.errors import CaptureError, CertificateError, InputError
 from tests.capture.test_transformers import expected
+from tests.names import shown
 from tests.tiny import picture
 from tests.tiny_diffusion import heard
 from tests.tiny_transformers import PIPELINES, T5_LENGTH, generate, plain_maps, tiny_flux, tiny_pixart, tiny_sd3
@@ -85,7 +86,7 @@ def test_parity_sees_words_and_patches_taken_for_each_other(name, place, monkeyp
             "negative_prompt is the same text as prompt",
         ),
     ],
-    ids=str,
+    ids=shown,
 )  # fmt: skip
 def test_calls_that_cannot_be_followed_are_refused_before_the_transformer_runs(make, recording, given, message):
     pipeline, ran = make(), []
@@ -149,7 +150,7 @@ def test_attention_that_cannot_be_seen_is_refused_before_anything_runs():
         (tiny_flux, {"layers": "up_blocks"}, "No block 'up_blocks' with image to text layers"),
         (tiny_sd3, {"heads": [2]}, "head 2 does not exist"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_what_does_not_exist_is_refused(make, options, message):
     with pytest.raises(InputError, match=message):
@@ -164,7 +165,7 @@ def test_what_does_not_exist_is_refused(make, options, message):
         ({"timesteps": (300, 300)}, "more than once"),
         ({"place": "image to image", "patches": [(0, 4)]}, r"\(0, 4\) does not exist in patches of 4 rows and 4 cols"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_bad_input_of_real_pictures_is_refused(options, message):
     with pytest.raises(InputError, match=message):

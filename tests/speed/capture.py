@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,15 @@ WAYS = ("plain", "recorded", "eager")
 def sized(shape: str, *, dtype: str, device: str) -> Subject:
     """A random LLaVA of one of ``SHAPES``."""
     width, layers, heads, inner = SHAPES[shape]
-    subject = tiny_llava(
-        size=336, patch=14, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=heads, head_dim=width // heads, max_position_embeddings=8192, dtype=getattr(torch, dtype),
-        initializer_range=0.05,  # at this width the usual range of tiny models makes rows that single precision cannot rebuild
-    )  # fmt: skip
-    subject.model.to(device)
-    return subject
+    # Made where it stays: drawing billions of weights on a CPU takes minutes.
+    with torch.device(device):
+        return tiny_llava(
+            size=336, patch=14, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=heads, head_dim=width // heads, max_position_embeddings=8192,
+            dtype=getattr(torch, dtype),
+            # Logits spread alike at every width; the usual range of tiny models makes rows that single precision cannot rebuild.
+            initializer_range=0.05 * (SHAPES["small"][0] / width) ** 0.5,
+        )  # fmt: skip
 
 
 def prompt_and_rows(subject: Subject, rows: int) -> tuple[dict[str, Any], int]:
@@ -128,19 +131,23 @@ def _interval(values: list[float]) -> dict[str, float]:
 def peak(arguments: argparse.Namespace, way: str, rows: int) -> float:
     """Peak resident megabytes of a fresh process that does one pass of that kind."""
     command = [sys.executable, "-m", "tests.speed.capture", "--child", way, "--rows", str(rows)]
-    command += ["--shape", arguments.shape, "--dtype", arguments.dtype, "--device", arguments.device]
+    command += ["--shape", arguments.shape, "--dtype", arguments.dtype]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def peak_on_gpu(subject: Subject, way: str, rows: int) -> float:
+    """Peak megabytes of GPU memory in one pass of that kind, weights included; torch counts them itself, in any process."""
+    action = prefill(subject, way, rows)
+    torch.cuda.reset_peak_memory_stats()
+    _seconds(subject, way, action)
+    return torch.cuda.max_memory_allocated() / 1e6
+
+
 def child(arguments: argparse.Namespace) -> None:
-    """Prints the peak of this process, in MB: on a GPU of its memory."""
-    subject = sized(arguments.shape, dtype=arguments.dtype, device=arguments.device)
-    action = prefill(subject, arguments.child, arguments.rows)
-    _seconds(subject, arguments.child, action)
-    if arguments.device.startswith("cuda"):
-        print(torch.cuda.max_memory_allocated() / 1e6)
-    else:
-        print(_peak_of_this_process())
+    """Prints the peak of this process, in MB."""
+    subject = sized(arguments.shape, dtype=arguments.dtype, device="cpu")
+    _seconds(subject, arguments.child, prefill(subject, arguments.child, arguments.rows))
+    print(_peak_of_this_process())
 
 
 def _peak_of_this_process() -> float:
@@ -157,19 +164,28 @@ def rows_megabytes(shape: str, rows: int) -> float:
     return layers * heads * rows * 24 * 24 * 4 / 1e6
 
 
+def device_name(device: str) -> str:
+    """The device as it is to be read beside a number: a GPU by its own name."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     subject = sized(arguments.shape, dtype=arguments.dtype, device=arguments.device)
     whole = ratios(subject, prefill, ROWS, pairs=arguments.pairs)
     steps = ratios(subject, generation, ROWS, pairs=arguments.pairs)
+    find_peak = partial(peak, arguments)
+    if arguments.device.startswith("cuda"):
+        find_peak = partial(peak_on_gpu, subject)
     del subject
-    peaks = {way: peak(arguments, way, ROWS) for way in WAYS}
+    peaks = {way: find_peak(way, ROWS) for way in WAYS}
     growth = []
     for rows in GROWTH:
-        plain, recorded = (peak(arguments, way, rows) for way in ("plain", "recorded"))
+        plain, recorded = (find_peak(way, rows) for way in ("plain", "recorded"))
         asked = rows_megabytes(arguments.shape, rows)
         growth.append({"tokens": rows, "plain_mb": plain, "extra_mb": recorded - plain, "asked_mb": asked})
     return {
-        "shape": arguments.shape, "dtype": arguments.dtype, "device": arguments.device, "threads": torch.get_num_threads(),
+        "shape": arguments.shape, "dtype": arguments.dtype, "device": device_name(arguments.device),
+        "threads": torch.get_num_threads(),
         "prefill_ratio": whole["recorded"], "generate_ratio": steps["recorded"],
         "eager_prefill_ratio": whole["eager"], "eager_generate_ratio": steps["eager"],
         "plain_seconds": {"prefill": whole["plain_seconds"], "generate": steps["plain_seconds"]},

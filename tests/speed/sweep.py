@@ -26,7 +26,7 @@ from probe.models import Subject
 from probe.sweep.ablations import CUT, Ablation, Cut
 from probe.sweep.conversations import Conversation, read_conversation
 from probe.sweep.engine import Engine
-from tests.speed.capture import SHAPES, sized
+from tests.speed.capture import SHAPES, device_name, sized
 from tests.tiny import picture
 
 __all__ = ["edge_cells", "example_of", "head_cells", "seconds_of"]
@@ -194,7 +194,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     of_edges = paired(subject, edges, ways=("fair",), seed=100, **options)
     difference = max(largest_difference(subject, some, batch=arguments.batch) for some in (every, edges))
     return {
-        "shape": arguments.shape, "dtype": arguments.dtype, "device": arguments.device, "threads": torch.get_num_threads(),
+        "shape": arguments.shape, "dtype": arguments.dtype, "device": device_name(arguments.device),
+        "threads": torch.get_num_threads(),
         "batch": arguments.batch, "cells": len(every), "pairs": arguments.pairs,
         "speedup_fair": of_heads["fair"], "speedup_edges": of_edges["fair"], "speedup_naive": of_heads["naive"],
         "seconds_per_head_cell": of_heads["engine_seconds"] / len(every),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from probe.capture import diffusion, reduce, tracks, weights
+from probe.capture import diffusion, reduce, reproduction, tracks, weights
 from probe.capture import recorder as recorder_module
 from probe.capture.diffusion import DiffusionRecorder
 from probe.capture.weights import attention_rows, reproduction_error
@@ -145,7 +145,7 @@ def test_another_output_fails_the_certificate_also_where_it_is_nan_or_zero(value
         output[:, :, :, part] *= value
         return reproduction_error(replace(call, output=output), *args, **kwargs)
 
-    monkeypatch.setattr(tracks, "reproduction_error", wrong)
+    monkeypatch.setattr(reproduction, "reproduction_error", wrong)
     with pytest.raises(CertificateError, match="does not rebuild"):
         read(subject, inputs, ids)
 
