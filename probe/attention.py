@@ -269,7 +269,7 @@ class AttentionRecord:
             )
         moved = []
         for one in self.layers:
-            rows, cols = (torch.as_tensor(m, dtype=one.values.dtype) for m in one.grid.resampling_to(grid))
+            rows, cols = (torch.as_tensor(m).to(one.values) for m in one.grid.resampling_to(grid))
             moved.append(rows @ one.values @ cols.T)
         return torch.stack(moved)
 

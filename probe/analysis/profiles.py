@@ -323,8 +323,9 @@ def _quantities(
     ``words`` is the (row, col) attention of the answer's average word.
     """
     scores = metric(maps, target)  # (map, mask)
-    belongs = torch.arange(len(maps)) if own is None else torch.full((len(maps),), own)
-    score = scores[torch.arange(len(maps)), belongs]
+    numbers = torch.arange(len(maps), device=scores.device)
+    belongs = numbers if own is None else torch.full_like(numbers, own)
+    score = scores[numbers, belongs]
     content = [mask.tobytes() for mask in target.masks]
     same = torch.tensor([[one == two for two in content] for one in content], device=scores.device)
     floor = scores.masked_fill(same[belongs], torch.nan).nanmean(-1)

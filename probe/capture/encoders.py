@@ -197,7 +197,8 @@ class EncoderRecorder(Recording):
             return
         self.kernel, self.dtype = call.kernel, call.query.dtype
         first, rows = self._begin_layer(module, call.key.shape[2])
-        at_once = rows_at_once(call, len(self.heads))
+        kept = len(self.layers) * len(self.heads) * len(rows) * call.key.shape[2]
+        at_once = rows_at_once(call, len(self.heads), kept=kept)
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
             index = index_on(some, call.query.device)

@@ -184,7 +184,8 @@ class ModuleRecorder(Recording):
         heads = tuple(range(call.query.shape[1]))
         seen = self._begin_call(module, tap, call.kernel, queries=call.query.shape[2], keys=call.key.shape[2])
         self.dtype = call.query.dtype
-        at_once = rows_at_once(call, len(heads))
+        kept = len(self._owner) * len(heads) * len(seen.rows) * len(self.layout.image)
+        at_once = rows_at_once(call, len(heads), kept=kept)
         for start in range(0, len(seen.rows), at_once):
             rows = seen.rows[start : start + at_once]
             index = index_on(rows, call.query.device)

@@ -118,7 +118,8 @@ class Track:
         if not wanted:
             return
         self._settle(module)  # rows are stored in the order of the calls
-        at_once = rows_at_once(call, len(self.heads))
+        kept = len(self.names) * len(self.heads) * len(wanted) * len(self.layout.image)
+        at_once = rows_at_once(call, len(self.heads), kept=kept)
         if len(wanted) > at_once:
             self._store(module).expect(len(wanted))
         for start in range(0, len(wanted), at_once):

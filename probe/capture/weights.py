@@ -145,32 +145,36 @@ def _of_heads(tensor: Tensor, heads: tuple[int, ...]) -> Tensor:
     """These heads, along the first dimension; all of them in order is the tensor itself, since keys are large to copy."""
     if heads == tuple(range(tensor.shape[0])):
         return tensor
-    return tensor.index_select(0, _index(heads, tensor.device))
-
-
-@lru_cache(maxsize=256)
-def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
-    # Kept for later calls, which may want a gradient where this one was made under inference mode.
-    with torch.inference_mode(False):
-        return index_on(heads, device)
+    return tensor.index_select(0, index_on(heads, tensor.device))
 
 
 def index_on(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """These numbers as a tensor on a device, which is not waited for."""
+    """These numbers, one or more, as a tensor on a device: every layer of a pass asks for the same ones.
+
+    A copy to a GPU waits for all that was asked of it so far, so that there is one for a pass and not one for a layer.
+    """
     first, last = numbers[0], numbers[-1]
     if list(numbers) == list(range(first, last + 1)):
         return torch.arange(first, last + 1, device=device)
-    return torch.tensor(numbers).to(device, non_blocking=True)
+    return _copied(tuple(numbers), device)
 
 
-def rows_at_once(call: AttentionCall, heads: int) -> int:
+@lru_cache(maxsize=16)
+def _copied(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    # Kept for later calls, which may want a gradient where this one was made under inference mode.
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, device=device)
+
+
+def rows_at_once(call: AttentionCall, heads: int, *, kept: int) -> int:
     """How many rows of one layer are computed at a time, so that no (token x token) map is ever held.
 
-    On a GPU a step costs the same for few rows and for many, so there may be more: up to 128 MB of weights.
+    On a GPU a step costs the same for few rows and for many, so there are as many as take little memory beside the ``kept``
+    weights of all layers: a 24th of it for each of the few tensors that a step makes, and 128 MB at most.
     """
     if call.query.device.type == "cpu":
         return ROWS_AT_ONCE
-    return max(ROWS_AT_ONCE, _WEIGHTS_AT_ONCE // (heads * call.key.shape[2]))
+    return max(ROWS_AT_ONCE, min(_WEIGHTS_AT_ONCE, kept // 24) // (heads * call.key.shape[2]))
 
 
 def require_understood(module: nn.Module, call: AttentionCall) -> None:

@@ -172,3 +172,11 @@ def test_the_words_are_found_without_a_change_to_the_tokenizer_that_others_may_b
     assert None not in before
     prompt_keys(pipeline, "two blue squares")
     assert (pipeline.tokenizer.backend_tokenizer.padding, pipeline.tokenizer.backend_tokenizer.truncation) == before
+
+
+@pytest.mark.parametrize("asked", [{"max_length": 4, "truncation": True}, {"max_length": 20, "padding": "max_length"}])
+@pytest.mark.parametrize("prompt", ["two blue squares on a red circle", "a dog"])
+def test_what_a_tokenizer_was_last_asked_for_does_not_change_the_words(asked, prompt):
+    fresh, used = tiny_sd(), tiny_sd()
+    used.tokenizer(prompt, padding_side="left", **asked)
+    assert prompt_keys(used, prompt) == prompt_keys(fresh, prompt)

@@ -22,7 +22,9 @@ from tests.tiny_diffusion import tiny_sd
 
 GPU = "cuda"
 SYSTEMS = ("lab/llava", "lab/difflmm", "lab/clip", "lab/diffusion")
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+if not torch.cuda.is_available():
+    pytest.skip("there is no GPU", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
