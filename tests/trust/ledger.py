@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,18 @@ class Ledger:
     def write(self, path: Path, names: tuple[str, ...] = tuple(PROMISES)) -> None:
         """Write the report as JSON."""
         path.write_text(json.dumps(self.report(names), indent=1) + "\n", encoding="utf-8")
+
+
+def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The report of a run whose parts ran in processes of their own, each promise once."""
+    lines = []
+    for same in zip(*(one["lines"] for one in reports), strict=True):
+        targets = dict.fromkeys(target for one in same for target in one["target"].split("; ") if target)
+        added = {key: sum(one[key] for one in same) for key in ("trials", "failures", "silent_wrong")}
+        seconds = round(sum(one["seconds"] for one in same), 2)
+        lines.append(same[0] | added | {"target": "; ".join(targets), "seconds": seconds})
+    totals = {key: sum(one[key] for one in reports) for key in ("silent_wrong", "trials")}
+    return reports[0] | totals | {"lines": lines}
 
 
 def parse_names(text: str) -> tuple[str, ...]:
