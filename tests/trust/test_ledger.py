@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.trust.__main__ import main
-from tests.trust.ledger import PROMISES, Ledger, parse_names, settle
+from tests.trust.ledger import PROMISES, Ledger, merge, parse_names, settle
 
 pytest_plugins = ["pytester"]
 
@@ -48,6 +48,22 @@ def test_names():
     assert parse_names("") == tuple(PROMISES)
     with pytest.raises(SystemExit, match="2"):
         main(["--only", "R99"])
+
+
+def test_reports_of_several_processes_are_one():
+    reports = []
+    for trials, failures, target in ((3, 1, "0 misses; more"), (5, 2, "0 misses"), (0, 0, "")):
+        ledger = Ledger()
+        if trials:
+            ledger.open("R2", target=target).add(trials=trials, failures=failures, silent_wrong=failures)
+        reports.append(ledger.report(("R1", "R2")))
+    found = merge(reports)
+    assert [(one["name"], one["trials"], one["failures"], one["target"]) for one in found["lines"]] == [
+        ("R1", 0, 0, ""),
+        ("R2", 8, 3, "0 misses; more"),
+    ]
+    assert (found["trials"], found["silent_wrong"], found["profile"]) == (8, 3, "quick")
+    assert merge(reports[:1]) == reports[0]
 
 
 TESTS = """
