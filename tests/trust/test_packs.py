@@ -169,7 +169,7 @@ def below(folder: Path) -> set[str]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.promises("R27")
 def test_files_that_are_something_else(line, full, tmp_path, checkpoint, monkeypatch):
-    hostile = line("R27", target="executed 0, written outside 0, one typed line", least=2000 if full else 180)
+    hostile = line("R27", target="executed 0, written outside 0, one typed line", least=1200 if full else 180)
     canary, folder = tmp_path / CANARY, tmp_path / "pack"
     monkeypatch.setenv("PROBE_CANARY", str(canary))
     known, trials = readers(checkpoint), []
