@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +24,7 @@ from tests.records import make_grid, make_record
 PHRASES = ("red circle", "blue square")
 GRIDS = [make_grid(4, 4, image_size=(32, 32)), make_grid(5, 3, image_size=(32, 32))]
 FEW = {"replicates": 20}
+PARTS = ("values", "token_mean", "rest")
 
 
 def _masks(seed=0):
@@ -29,6 +32,16 @@ def _masks(seed=0):
     first = np.zeros((32, 32), bool)
     first[3 + seed : 17, 5:20] = True
     return dict(zip(PHRASES, (first, ~first), strict=True))
+
+
+def _over_steps(record):
+    """The same with a second timestep, at which every row is another."""
+
+    def twice(layer):
+        tensors = {name: torch.cat([getattr(layer, name), getattr(layer, name).flip(1)]) for name in PARTS}
+        return replace(layer, **tensors, timesteps=(500, 100))
+
+    return replace(record, layers=tuple(map(twice, record.layers)))
 
 
 def _picture():
@@ -61,6 +74,12 @@ WAYS = {
     ).to_frame(),
     "profile over layers": lambda records, _: probe.profile(records, map(_masks, range(4)), **FEW).to_frame(),
     "profile over tokens": lambda records, _: probe.profile(records, map(_masks, range(4)), over="token", **FEW).to_frame(),
+    "scores over timesteps": lambda records, _: probe.score_heads(
+        map(_over_steps, records), map(_masks, range(4)), **FEW
+    ).to_frame(),
+    "profile over timesteps": lambda records, _: probe.profile(
+        map(_over_steps, records), map(_masks, range(4)), over="timestep", **FEW
+    ).to_frame(),
     "comparison": _compared,
     "localisation heads": lambda records, _: find_localisation_heads(records, rows="all", relative=True, per_image=4, **FEW),
     "readouts": lambda records, _: score_readouts(records, map(_masks, range(4)), **FEW),
