@@ -65,12 +65,12 @@ class FamilyReport:
         return {name: getattr(self, name) for name in names}
 
 
-def check_family(name: str, *, dtype: str = "float32", device: str | None = None) -> FamilyReport:
+def check_family(name: str, *, dtype: str = "auto", device: str | None = None) -> FamilyReport:
     """The report on one family of ``probe.tiny.TINY``; what is refused is a report that did not pass, with the reason.
 
     Parameters
     ----------
-    dtype : number type of the first of the two passes; the second is in float64.
+    dtype : number type of the first of the two passes, or "auto" for float32; the second is in float64.
     device : such as "cuda"; by default a GPU if torch sees one, and the CPU otherwise. Kernels differ from device to device.
 
     Raises
@@ -80,7 +80,7 @@ def check_family(name: str, *, dtype: str = "float32", device: str | None = None
     ModelError
         If the number type or the device cannot be used here.
     """
-    wanted, target = number_type(dtype), usable_device(device)
+    wanted, target = torch.float32 if dtype == "auto" else number_type(dtype), usable_device(device)
     with without_warnings():  # of image processors that are slower without torchvision
         subject = _cast(tiny_model(name), wanted, target)
     with threads_for(subject.model):

@@ -23,8 +23,8 @@ PROGRAMS = {
     "java": "METEOR and its tokenizer are Java programs",
     "fc-list": "matplotlib lists the fonts of a machine once",
     "system_profiler": "the same, on macOS",
-    "uname": "the standard library's platform asks for the processor; where there is a GPU, libraries ask platform",
-    "file": "the same, for the word size of Python",
+    "uname": "asks for the kind of processor, as the standard library's platform does; seen on a machine with a GPU",
+    "file": "asks for the word size of Python, likewise",
 }
 #: Files outside of all roots that the standard library looks at by itself.
 FILES = ("/etc/mime.types", "/etc/os-release", "/etc/localtime", "/etc/timezone")

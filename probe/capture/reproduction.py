@@ -22,7 +22,7 @@ Verify = Literal["sample", "all", "off"]
 class Reproduction:
     """The largest error of what was checked, and in which layer it is.
 
-    Nothing here waits for the device before that is asked for: a number that is read keeps a GPU from running ahead.
+    Errors stay on the device until that is asked for: a number that is read in every layer keeps a GPU from running ahead.
 
     Attributes
     ----------

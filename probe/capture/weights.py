@@ -169,8 +169,8 @@ def _copied(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 def rows_at_once(call: AttentionCall, heads: int, *, kept: int) -> int:
     """How many rows of one layer are computed at a time, so that no (token x token) map is ever held.
 
-    On a GPU a step costs the same for few rows and for many, so there are as many as take little memory beside the ``kept``
-    weights of all layers: a 24th of it for each of the few tensors that a step makes, and 128 MB at most.
+    A GPU takes hardly longer for many rows than for few, so there are as many as take little memory beside the ``kept`` weights
+    of all layers: a 24th of it for each of the few tensors that a step makes, and 128 MB at most.
     """
     if call.query.device.type == "cpu":
         return ROWS_AT_ONCE

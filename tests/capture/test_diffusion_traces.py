@@ -180,3 +180,16 @@ def test_what_a_tokenizer_was_last_asked_for_does_not_change_the_words(asked, pr
     fresh, used = tiny_sd(), tiny_sd()
     used.tokenizer(prompt, padding_side="left", **asked)
     assert prompt_keys(used, prompt) == prompt_keys(fresh, prompt)
+
+
+def test_a_learned_word_of_several_vectors_has_a_key_for_each():
+    """Textual inversion: the pipeline writes such a word as all of its parts before it encodes the prompt."""
+    pipeline = tiny_sd()
+    pipeline.tokenizer.add_tokens(["<cat>", "<cat>_1"])
+    pipeline.text_encoder.resize_token_embeddings(len(pipeline.tokenizer))
+    with probe.record(pipeline) as recorder:
+        generate(pipeline, "a <cat> on red", steps=1)
+    record = recorder.result()
+    assert record.text == pipeline.maybe_convert_prompt("a <cat> on red", pipeline.tokenizer)
+    assert "<cat> <cat>_1" in record.text
+    assert {"<cat>", "<cat>_1"} <= set(record.tokens)

@@ -175,17 +175,16 @@ def test_an_offloaded_pipeline_has_its_record(way, line):
 def test_products_in_ten_bits_are_right_or_refused(name, line):
     """Users allow them for speed; rows are then recomputed by the same units as the model's own."""
     told = line("R3", target="within 2e-3 of the record in full precision, or a typed error")
-    shown, records = picture(60, 90), []
+    shown, records, answer = picture(60, 90), [], {"answer": "a red ball"} if name == "llava" else {}
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)
         subject = tiny_model(name)
         subject.model.to(GPU)
         try:
-            records.append(probe.run(subject, shown, "a red circle").record)
+            records.append(probe.run(subject, shown, "a red circle", **answer).record)
         except CertificateError:
             assert precision == "high"
-    same = len(records) < 2 or records[0].token_ids != records[1].token_ids
-    told.trial(same or _largest_difference(*records) <= 2e-3, silent=True, what=name)
+    told.trial(len(records) < 2 or _largest_difference(*records) <= 2e-3, silent=True, what=name)
     told.settle()
 
 
